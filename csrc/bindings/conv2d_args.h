@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+// The one parser and checker of conv2d's arguments, for every device and for forward and backward.
+#pragma once
+
+#include "bindings/ops.h"
+#include "common/shapes.h"
+
+namespace fastconv::bindings {
+
+// Throws ValueError (c10::ValueError) or RuntimeError with a message "conv2d: expected ..., got ...".
+// `input` is 4-D [N, C, H, W]. `bias` may be undefined.
+Conv2dShape parse_conv2d_args(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                              const Conv2dOptions& options);
+
+// Throws unless `input` has 3 or 4 dimensions.
+void check_conv2d_input_rank(const Tensor& input);
+
+// The layout torch gives a convolution's result: channels_last when input or weight suggest it.
+at::MemoryFormat conv2d_memory_format(const Tensor& input, const Tensor& weight);
+
+Strides4 strides_of(const Tensor& tensor);
+
+}  // namespace fastconv::bindings

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+// fastconv::conv2d and its backward on CPU tensors: check, allocate, call the kernels.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "bindings/conv2d_args.h"
+#include "bindings/ops.h"
+#include "bindings/scratch.h"
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/conv2d_reference.h"
+
+namespace fastconv::bindings {
+namespace {
+
+// The kernels read rows or channels in vectors; a tensor that has neither contiguous is copied.
+Tensor readable(const Tensor& tensor) {
+  return tensor.stride(3) == 1 || tensor.stride(1) == 1 ? tensor : tensor.contiguous();
+}
+
+Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                  const Conv2dOptions& options) {
+  const Conv2dShape shape = parse_conv2d_args(input, weight, bias, options);
+  if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0)
+    return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation,
+                      options.groups);
+  Tensor output =
+      at::empty({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
+                input.options(), conv2d_memory_format(input, weight));
+  if (output.numel() == 0) return output;
+  const Tensor x = readable(input);
+  const Tensor w = weight.contiguous();
+  const Tensor b = bias.defined() ? bias.contiguous() : bias;
+  if (input.scalar_type() == at::kDouble) {
+    cpu::conv2d_forward_reference(shape, x.const_data_ptr<double>(), strides_of(x),
+                                  w.const_data_ptr<double>(),
+                                  b.defined() ? b.const_data_ptr<double>() : nullptr,
+                                  output.mutable_data_ptr<double>(), strides_of(output));
+    return output;
+  }
+  const cpu::Conv2dPlan plan = cpu::plan_conv2d_forward(shape);
+  const Scratch scratch(plan.scratch_floats);
+  cpu::conv2d_forward(plan,
+                      {shape, x.const_data_ptr<float>(), strides_of(x), w.const_data_ptr<float>(),
+                       b.defined() ? b.const_data_ptr<float>() : nullptr,
+                       output.mutable_data_ptr<float>(), strides_of(output)},
+                      scratch.data());
+  return output;
+}
+
+Tensor grad_input_4d(const Conv2dShape& shape, const Tensor& grad_output, const Tensor& input,
+                     const Tensor& weight) {
+  Tensor grad_input =
+      at::empty(input.sizes(), input.options(), conv2d_memory_format(input, weight));
+  if (grad_input.numel() == 0) return grad_input;
+  const Tensor w = weight.contiguous();
+  if (input.scalar_type() == at::kDouble) {
+    cpu::conv2d_grad_input_reference(
+        shape, grad_output.const_data_ptr<double>(), strides_of(grad_output),
+        w.const_data_ptr<double>(), grad_input.mutable_data_ptr<double>(), strides_of(grad_input));
+    return grad_input;
+  }
+  const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_input(shape);
+  const Scratch scratch(plan.scratch_floats);
+  cpu::conv2d_grad_input(plan,
+                         {shape, grad_output.const_data_ptr<float>(), strides_of(grad_output),
+                          w.const_data_ptr<float>(), grad_input.mutable_data_ptr<float>(),
+                          strides_of(grad_input)},
+                         scratch.data());
+  return grad_input;
+}
+
+// Returns (grad_weight, grad_bias); the second is undefined unless `with_bias`.
+std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor& grad_output,
+                                         const Tensor& input, const Tensor& weight,
+                                         bool with_bias) {
+  Tensor grad_weight = at::empty(weight.sizes(), weight.options(), at::MemoryFormat::Contiguous);
+  Tensor grad_bias = with_bias ? at::empty({shape.out_channels}, weight.options()) : Tensor();
+  if (grad_output.numel() == 0) {
+    grad_weight.zero_();
+    if (with_bias) grad_bias.zero_();
+    return {grad_weight, grad_bias};
+  }
+  const Tensor x = readable(input);
+  if (input.scalar_type() == at::kDouble) {
+    cpu::conv2d_grad_weight_reference(
+        shape, grad_output.const_data_ptr<double>(), strides_of(grad_output),
+        x.const_data_ptr<double>(), strides_of(x), grad_weight.mutable_data_ptr<double>(),
+        with_bias ? grad_bias.mutable_data_ptr<double>() : nullptr);
+  } else {
+    const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_weight(shape);
+    const Scratch scratch(plan.scratch_floats);
+    cpu::conv2d_grad_weight(plan,
+                            {shape, grad_output.const_data_ptr<float>(), strides_of(grad_output),
+                             x.const_data_ptr<float>(), strides_of(x),
+                             grad_weight.mutable_data_ptr<float>(),
+                             with_bias ? grad_bias.mutable_data_ptr<float>() : nullptr},
+                            scratch.data());
+  }
+  return {grad_weight.contiguous(weight.suggest_memory_format()), grad_bias};
+}
+
+Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                    const Conv2dOptions& options, std::array<bool, 3> output_mask) {
+  const Conv2dShape shape = parse_conv2d_args(input, weight, Tensor(), options);
+  const int64_t expected[] = {shape.batch, shape.out_channels, shape.out_height, shape.out_width};
+  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef(expected) &&
+                        grad_output.scalar_type() == input.scalar_type(),
+                    "conv2d: expected grad_output of shape ", at::IntArrayRef(expected), " and ",
+                    input.scalar_type(), ", got ", grad_output.sizes(), " and ",
+                    grad_output.scalar_type());
+  if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0) {
+    const int64_t bias_size[] = {shape.out_channels};
+    return at::convolution_backward(grad_output, input, weight, at::IntArrayRef(bias_size),
+                                    options.stride, options.padding, options.dilation,
+                                    /*transposed=*/false, /*output_padding=*/{0, 0},
+                                    options.groups, output_mask);
+  }
+  const Tensor go = readable(grad_output);
+  Tensor grad_input, grad_weight, grad_bias;
+  if (output_mask[0]) grad_input = grad_input_4d(shape, go, input, weight);
+  if (output_mask[1]) {
+    std::tie(grad_weight, grad_bias) = grad_weight_4d(shape, go, input, weight, output_mask[2]);
+  } else if (output_mask[2]) {
+    grad_bias = go.sum({0, 2, 3});
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                  int64_t groups) {
+  check_conv2d_input_rank(input);
+  const Conv2dOptions options{stride, padding, dilation, groups};
+  const Tensor b = bias.value_or(Tensor());
+  if (input.dim() == 4) return forward_4d(input, weight, b, options);
+  return forward_4d(input.unsqueeze(0), weight, b, options).squeeze(0);
+}
+
+Tensor3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                            at::IntArrayRef stride, at::IntArrayRef padding,
+                            at::IntArrayRef dilation, int64_t groups,
+                            std::array<bool, 3> output_mask) {
+  check_conv2d_input_rank(input);
+  const Conv2dOptions options{stride, padding, dilation, groups};
+  if (input.dim() == 4) return backward_4d(grad_output, input, weight, options, output_mask);
+  auto [grad_input, grad_weight, grad_bias] = backward_4d(
+      grad_output.unsqueeze(0), input.unsqueeze(0), weight, options, output_mask);
+  if (grad_input.defined()) grad_input = grad_input.squeeze(0);
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  m.impl("conv2d", &conv2d_cpu);
+  m.impl("_conv2d_backward", &conv2d_backward_cpu);
+}
+
+}  // namespace fastconv::bindings

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+// Plain structs that carry sizes from the bindings to the kernels. Everything is int64_t and counts
+// elements, never bytes. The bindings check the values; kernels rely on them.
+#pragma once
+
+#include <cstdint>
+
+namespace fastconv {
+
+// Element strides of a 4-D tensor [N, C, H, W]; NCHW and channels_last differ only here.
+struct Strides4 {
+  int64_t batch;
+  int64_t channel;
+  int64_t row;
+  int64_t column;
+};
+
+inline Strides4 contiguous_strides(int64_t channels, int64_t height, int64_t width) {
+  return {channels * height * width, height * width, width, 1};
+}
+
+inline Strides4 channels_last_strides(int64_t channels, int64_t height, int64_t width) {
+  return {channels * height * width, 1, width * channels, channels};
+}
+
+// Sizes of one 2-D convolution, torch's definition (cross-correlation).
+// Invariants: strides and dilations > 0, paddings >= 0, groups divides both channel counts.
+struct Conv2dShape {
+  int64_t batch;
+  int64_t in_channels;
+  int64_t in_height;
+  int64_t in_width;
+  int64_t out_channels;
+  int64_t out_height;
+  int64_t out_width;
+  int64_t kernel_height;
+  int64_t kernel_width;
+  int64_t stride_height;
+  int64_t stride_width;
+  int64_t padding_height;
+  int64_t padding_width;
+  int64_t dilation_height;
+  int64_t dilation_width;
+  int64_t groups;
+
+  int64_t group_in_channels() const { return in_channels / groups; }
+  int64_t group_out_channels() const { return out_channels / groups; }
+  int64_t taps() const { return kernel_height * kernel_width; }
+  int64_t in_pixels() const { return in_height * in_width; }
+  int64_t out_pixels() const { return out_height * out_width; }
+  int64_t multiply_adds() const {
+    return batch * out_channels * out_pixels() * group_in_channels() * taps();
+  }
+};
+
+// Sizes of one 2-D pooling window pass. `channels` counts planes per image.
+// out_height and out_width already include ceil_mode.
+struct Pool2dShape {
+  int64_t batch;
+  int64_t channels;
+  int64_t in_height;
+  int64_t in_width;
+  int64_t out_height;
+  int64_t out_width;
+  int64_t kernel_height;
+  int64_t kernel_width;
+  int64_t stride_height;
+  int64_t stride_width;
+  int64_t padding_height;
+  int64_t padding_width;
+  int64_t dilation_height;
+  int64_t dilation_width;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+};
+
+}  // namespace fastconv

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// conv2d on raw pointers: forward and the two gradients, float32 by register tiles on the active
+// ISA, any type by the plain loops of conv2d_reference.h.
+//
+//   output[n, o, i, j] = bias[o] + sum_{c, r, s} weight[o, c, r, s] *
+//                        input[n, c, i * stride - padding + r * dilation, j * ... + s * dilation]
+//
+// Every function is asked first for a plan, which says how much scratch memory it wants, and is
+// then run on memory that the caller owns. Tensors are float32; input, output and their gradients
+// have any strides, weights are contiguous [out_channels, in_channels / groups, kh, kw].
+// No pointer may alias another; outputs are written completely, never read first.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/shapes.h"
+#include "cpu/runtime/isa.h"
+
+namespace fastconv::cpu {
+
+// The blocking of one call; made by plan_*, opaque to callers but for scratch_floats.
+struct Conv2dPlan {
+  Isa isa;
+  int64_t slots;            // pieces that run in parallel
+  int64_t scratch_floats;   // memory the run needs, uninitialised, 64-byte aligned
+  int64_t block_channels;   // channels reduced per pass over a panel
+  int64_t block_rows;       // rows of one register tile (output channels)
+  int64_t block_tiles;      // register tiles of pixels per panel block
+  int64_t pixel_slices;     // grad_weight: independent partial sums over pixels
+  bool wide_tiles;          // forward: few output channels, more pixels per tile
+};
+
+struct Conv2dForward {
+  Conv2dShape shape;
+  const float* input;
+  Strides4 input_strides;
+  const float* weight;
+  const float* bias;  // [out_channels] or nullptr
+  float* output;
+  Strides4 output_strides;
+};
+
+struct Conv2dGradInput {
+  Conv2dShape shape;
+  const float* grad_output;
+  Strides4 grad_output_strides;
+  const float* weight;
+  float* grad_input;
+  Strides4 grad_input_strides;
+};
+
+struct Conv2dGradWeight {
+  Conv2dShape shape;
+  const float* grad_output;
+  Strides4 grad_output_strides;
+  const float* input;
+  Strides4 input_strides;
+  float* grad_weight;  // contiguous [out_channels, in_channels / groups, kh, kw]
+  float* grad_bias;    // [out_channels] or nullptr
+};
+
+Conv2dPlan plan_conv2d_forward(const Conv2dShape& shape);
+void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* scratch);
+
+Conv2dPlan plan_conv2d_grad_input(const Conv2dShape& shape);
+void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, float* scratch);
+
+Conv2dPlan plan_conv2d_grad_weight(const Conv2dShape& shape);
+void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
+
+}  // namespace fastconv::cpu

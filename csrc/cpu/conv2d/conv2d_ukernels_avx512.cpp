@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+// conv2d data movement for avx512.
+#include "cpu/simd/simd_avx512.h"
+
+#include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/conv2d/conv2d_ukernels_impl.h"
+
+namespace fastconv::cpu {
+
+const Conv2dKernels kConv2dKernelsAvx512 = {&pack_panel, &copy_block};
+
+}  // namespace fastconv::cpu

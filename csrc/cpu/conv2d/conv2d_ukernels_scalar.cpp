@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+// conv2d data movement for scalar.
+#include "cpu/simd/simd_scalar.h"
+
+#include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/conv2d/conv2d_ukernels_impl.h"
+
+namespace fastconv::cpu {
+
+const Conv2dKernels kConv2dKernelsScalar = {&pack_panel, &copy_block};
+
+}  // namespace fastconv::cpu

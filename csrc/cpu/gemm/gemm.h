@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// Register-tile microkernels: the block every matrix-shaped loop of fastconv stands on.
+//
+//   C[i][j] (+)= sum_k A[i][k] * B[k][j]      i < rows, j < vectors * lanes, k < depth
+//
+// B is always read in whole vectors; A one broadcast element at a time. Two ways to hold A:
+//   packed   a[k * rows + i]                 weights, packed once per call
+//   panel    a[i * kPanelPitch + k]          rows of an im2col panel, read along the pixels
+// The accumulators of a tile never leave the registers between the first and the last k.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/runtime/isa.h"
+
+namespace fastconv::cpu {
+
+// Row pitch in floats of the panels that "panel" kernels read. A compile-time constant, so that all
+// row addresses fold into displacements; 16 more than a power of two, so that the rows of a tile
+// do not compete for the same L1 sets.
+inline constexpr int64_t kPanelPitch = 256 + 16;
+
+// One call of a microkernel. Pointers need no alignment. C must not overlap A or B.
+struct GemmTile {
+  int64_t depth;         // k, may be 0
+  const float* a;        // packed or panel, see above
+  const float* b;        // [depth, b_pitch], `vectors * lanes` readable floats per row
+  int64_t b_pitch;       // elements between rows of B
+  float* c;              // [rows, c_pitch]
+  int64_t c_pitch;       // elements between rows of C
+  int64_t columns;       // columns of C that exist, 1 .. vectors * lanes; the rest is not written
+  const float* row_init; // initial value per row [rows] (a bias), or nullptr for zero
+  bool accumulate;       // true: C is the initial value, row_init is ignored
+};
+
+using GemmTileFn = void (*)(const GemmTile& tile);
+
+// One family of tiles: `vectors` vectors wide, 1 .. max_rows rows high.
+struct GemmFamily {
+  int64_t vectors;
+  int64_t max_rows;
+  const GemmTileFn* by_rows;  // by_rows[rows - 1]
+};
+
+struct GemmKernels {
+  int64_t lanes;             // floats per vector
+  GemmFamily packed_tall;    // many rows of A: the default
+  GemmFamily packed_wide;    // few rows of A (at most max_rows in all): more columns instead
+  GemmFamily panel_wide;     // B at least two vectors wide
+  GemmFamily panel_narrow;   // B one vector wide: more rows instead
+};
+
+const GemmKernels& gemm_kernels(Isa isa);
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+// GEMM tiles for scalar. Tiles are small enough for the sixteen SSE registers.
+#include "cpu/simd/simd_scalar.h"
+
+#include "cpu/gemm/gemm_ukernels_impl.h"
+#include "cpu/gemm/gemm_ukernels.h"
+
+namespace fastconv::cpu {
+
+const GemmKernels kGemmKernelsScalar = {
+    Simd::kLanes,
+    gemm_family<4, 2, AForm::kPacked>(),
+    gemm_family<3, 3, AForm::kPacked>(),
+    gemm_family<4, 2, AForm::kPanel>(),
+    gemm_family<4, 1, AForm::kPanel>(),
+};
+
+}  // namespace fastconv::cpu

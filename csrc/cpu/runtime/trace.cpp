@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+#include "cpu/runtime/trace.h"
+
+#include <atomic>
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr int kKernelCount = static_cast<int>(KernelId::kCount);
+
+struct AtomicRecord {
+  std::atomic<const char*> algorithm{nullptr};
+  std::atomic<Isa> isa{Isa::kScalar};
+};
+
+AtomicRecord records[kKernelCount];
+std::atomic<int> last_kernel{-1};
+
+}  // namespace
+
+const char* kernel_name(KernelId kernel) {
+  static constexpr const char* kNames[kKernelCount] = {
+      "conv2d_forward",      "conv2d_grad_input",   "conv2d_grad_weight",  "max_pool2d_forward",
+      "max_pool2d_backward", "avg_pool2d_forward", "avg_pool2d_backward",
+  };
+  return kNames[static_cast<int>(kernel)];
+}
+
+void record_kernel(KernelId kernel, const char* algorithm, Isa isa) {
+  AtomicRecord& record = records[static_cast<int>(kernel)];
+  record.algorithm.store(algorithm, std::memory_order_relaxed);
+  record.isa.store(isa, std::memory_order_relaxed);
+  last_kernel.store(static_cast<int>(kernel), std::memory_order_relaxed);
+}
+
+KernelRecord last_record(KernelId kernel) {
+  const AtomicRecord& record = records[static_cast<int>(kernel)];
+  return {record.algorithm.load(std::memory_order_relaxed),
+          record.isa.load(std::memory_order_relaxed)};
+}
+
+KernelRecord last_record() {
+  const int kernel = last_kernel.load(std::memory_order_relaxed);
+  if (kernel < 0) return {nullptr, Isa::kScalar};
+  return last_record(static_cast<KernelId>(kernel));
+}
+
+}  // namespace fastconv::cpu

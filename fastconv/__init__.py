@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: MIT
+"""fastconv: hand-written CPU kernels that make small PyTorch networks train and infer faster.
+
+    from fastconv import nn          # Conv2d, MaxPool2d, AvgPool2d: drop-in for torch.nn
+    import fastconv.functional as F  # conv2d, max_pool2d, avg_pool2d
+    fastconv.runtime.info()          # what was built, what runs
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastconv import _load  # isort: skip  (registers the operators; everything below needs them)
+from fastconv import functional, nn, runtime
+
+try:
+    __version__ = version("fastconv")
+except PackageNotFoundError:  # imported from a source tree on sys.path, not installed
+    __version__ = "0+unknown"
+
+__all__ = ["__version__", "functional", "nn", "runtime"]
+
+del _load
