@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "cpu/conv2d/conv2d.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_gather.h"
+#include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
 
 namespace fastconv::cpu {
@@ -46,101 +48,128 @@ void fill_zero(const GatherConv& conv) {
                       i * conv.output_strides.row + j * conv.output_strides.column] = 0.0f;
 }
 
+GatherConv forward_gather(const Conv2dForward& call) {
+  const Conv2dShape& s = call.shape;
+  GatherConv conv{};
+  conv.batch = s.batch;
+  conv.groups = s.groups;
+  conv.in_channels = s.group_in_channels();
+  conv.in_height = s.in_height;
+  conv.in_width = s.in_width;
+  conv.input = call.input;
+  conv.input_strides = call.input_strides;
+  conv.out_channels = s.group_out_channels();
+  conv.grid_height = s.out_height;
+  conv.grid_width = s.out_width;
+  conv.output = call.output;
+  conv.output_strides = call.output_strides;
+  conv.step_height = s.stride_height;
+  conv.step_width = s.stride_width;
+  conv.weight = call.weight;
+  conv.weight_group = s.group_out_channels() * s.group_in_channels() * s.taps();
+  conv.weight_out = s.group_in_channels() * s.taps();
+  conv.weight_in = s.taps();
+  conv.weight_taps = s.taps();
+  conv.bias = call.bias;
+  for (int64_t r = 0; r < s.kernel_height; ++r) {
+    conv.tap_rows.push_back(r * s.dilation_height - s.padding_height);
+    conv.weight_rows.push_back(r * s.kernel_width);
+  }
+  for (int64_t q = 0; q < s.kernel_width; ++q) {
+    conv.tap_columns.push_back(q * s.dilation_width - s.padding_width);
+    conv.weight_columns.push_back(q);
+  }
+  return conv;
+}
+
+// The gather that computes the inputs of one stride phase; false when the phase holds no inputs.
+// A phase that no tap reaches gives a gather without taps.
+bool phase_gather(const Conv2dGradInput& call, int64_t phase_row, int64_t phase_column,
+                  GatherConv* conv) {
+  const Conv2dShape& s = call.shape;
+  const Strides4& gi = call.grad_input_strides;
+  const Phase rows = input_phase(phase_row, s.stride_height, s.padding_height, s.in_height);
+  const Phase columns = input_phase(phase_column, s.stride_width, s.padding_width, s.in_width);
+  if (rows.count == 0 || columns.count == 0) return false;
+  *conv = {};
+  conv->batch = s.batch;
+  conv->groups = s.groups;
+  conv->in_channels = s.group_out_channels();
+  conv->in_height = s.out_height;
+  conv->in_width = s.out_width;
+  conv->input = call.grad_output;
+  conv->input_strides = call.grad_output_strides;
+  conv->out_channels = s.group_in_channels();
+  conv->grid_height = rows.count;
+  conv->grid_width = columns.count;
+  conv->output = call.grad_input + rows.first * gi.row + columns.first * gi.column;
+  conv->output_strides = {gi.batch, gi.channel, gi.row * s.stride_height,
+                          gi.column * s.stride_width};
+  conv->step_height = 1;
+  conv->step_width = 1;
+  conv->weight = call.weight;
+  conv->weight_group = s.group_out_channels() * s.group_in_channels() * s.taps();
+  conv->weight_out = s.taps();
+  conv->weight_in = s.group_in_channels() * s.taps();
+  conv->weight_taps = s.taps();
+  for (const PhaseTap& r : phase_taps(rows.first, s.stride_height, s.padding_height,
+                                      s.dilation_height, s.kernel_height)) {
+    conv->tap_rows.push_back(r.offset);
+    conv->weight_rows.push_back(r.kernel_index * s.kernel_width);
+  }
+  for (const PhaseTap& q : phase_taps(columns.first, s.stride_width, s.padding_width,
+                                      s.dilation_width, s.kernel_width)) {
+    conv->tap_columns.push_back(q.offset);
+    conv->weight_columns.push_back(q.kernel_index);
+  }
+  return true;
+}
+
+// Calls visit(conv) for every stride phase that holds inputs.
+template <typename Visit>
+void for_each_phase(const Conv2dGradInput& call, const Visit& visit) {
+  GatherConv conv;
+  for (int64_t row = 0; row < call.shape.stride_height; ++row)
+    for (int64_t column = 0; column < call.shape.stride_width; ++column)
+      if (phase_gather(call, row, column, &conv)) visit(conv);
+}
+
 }  // namespace
 
-Conv2dPlan plan_conv2d_forward(const Conv2dShape& s) {
-  return plan_gather(s.groups, s.group_in_channels(), s.group_out_channels(), s.taps(),
-                     s.batch * s.out_pixels());
+Conv2dPlan plan_conv2d_forward(const Conv2dShape& shape) {
+  Conv2dPlan plan{active_isa(), worthwhile_threads(shape.multiply_adds(), 0), 0};
+  const GatherConv conv = forward_gather({shape, nullptr, {}, nullptr, nullptr, nullptr, {}});
+  plan.scratch_floats = gather_scratch_floats(plan_gather(conv, plan.isa, plan.threads), conv);
+  return plan;
 }
 
 void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* scratch) {
-  const Conv2dShape& s = call.shape;
-  GatherConv conv{s.batch,
-                  s.groups,
-                  s.group_in_channels(),
-                  s.in_height,
-                  s.in_width,
-                  call.input,
-                  call.input_strides,
-                  s.group_out_channels(),
-                  s.out_height,
-                  s.out_width,
-                  call.output,
-                  call.output_strides,
-                  s.stride_height,
-                  s.stride_width,
-                  {},
-                  call.weight,
-                  s.group_out_channels() * s.group_in_channels() * s.taps(),
-                  s.group_in_channels() * s.taps(),
-                  s.taps(),
-                  {},
-                  call.bias};
-  for (int64_t r = 0; r < s.kernel_height; ++r) {
-    for (int64_t q = 0; q < s.kernel_width; ++q) {
-      conv.taps.push_back({r * s.dilation_height - s.padding_height,
-                           q * s.dilation_width - s.padding_width});
-      conv.weight_tap.push_back(r * s.kernel_width + q);
-    }
-  }
-  record_kernel(KernelId::kConv2dForward, "gather", plan.isa);
-  run_gather(plan, conv, scratch);
+  const GatherConv conv = forward_gather(call);
+  const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
+  record_kernel(KernelId::kConv2dForward, gather_algorithm_name(gather.algorithm), plan.isa);
+  run_gather(gather, conv, scratch);
 }
 
-Conv2dPlan plan_conv2d_grad_input(const Conv2dShape& s) {
-  const int64_t phase_pixels =
-      s.batch * ceil_div(s.in_height, s.stride_height) * ceil_div(s.in_width, s.stride_width);
-  return plan_gather(s.groups, s.group_out_channels(), s.group_in_channels(), s.taps(),
-                     phase_pixels);
+Conv2dPlan plan_conv2d_grad_input(const Conv2dShape& shape) {
+  Conv2dPlan plan{active_isa(), worthwhile_threads(shape.multiply_adds(), 0), 0};
+  for_each_phase({shape, nullptr, {}, nullptr, nullptr, {}}, [&](const GatherConv& conv) {
+    if (conv.taps() == 0) return;
+    const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
+    plan.scratch_floats = std::max(plan.scratch_floats, gather_scratch_floats(gather, conv));
+  });
+  return plan;
 }
 
 void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, float* scratch) {
-  const Conv2dShape& s = call.shape;
-  const Strides4& gi = call.grad_input_strides;
-  record_kernel(KernelId::kConv2dGradInput, "gather", plan.isa);
-  for (int64_t phase_row = 0; phase_row < s.stride_height; ++phase_row) {
-    const Phase rows = input_phase(phase_row, s.stride_height, s.padding_height, s.in_height);
-    const auto row_taps = phase_taps(rows.first, s.stride_height, s.padding_height,
-                                     s.dilation_height, s.kernel_height);
-    for (int64_t phase_column = 0; phase_column < s.stride_width; ++phase_column) {
-      const Phase columns = input_phase(phase_column, s.stride_width, s.padding_width, s.in_width);
-      if (rows.count == 0 || columns.count == 0) continue;
-      const auto column_taps = phase_taps(columns.first, s.stride_width, s.padding_width,
-                                          s.dilation_width, s.kernel_width);
-      GatherConv conv{s.batch,
-                      s.groups,
-                      s.group_out_channels(),
-                      s.out_height,
-                      s.out_width,
-                      call.grad_output,
-                      call.grad_output_strides,
-                      s.group_in_channels(),
-                      rows.count,
-                      columns.count,
-                      call.grad_input + rows.first * gi.row + columns.first * gi.column,
-                      {gi.batch, gi.channel, gi.row * s.stride_height, gi.column * s.stride_width},
-                      1,
-                      1,
-                      {},
-                      call.weight,
-                      s.group_out_channels() * s.group_in_channels() * s.taps(),
-                      s.taps(),
-                      s.group_in_channels() * s.taps(),
-                      {},
-                      nullptr};
-      for (const PhaseTap& r : row_taps) {
-        for (const PhaseTap& q : column_taps) {
-          conv.taps.push_back({r.offset, q.offset});
-          conv.weight_tap.push_back(r.kernel_index * s.kernel_width + q.kernel_index);
-        }
-      }
-      if (conv.taps.empty()) {
-        fill_zero(conv);
-      } else {
-        run_gather(plan, conv, scratch);
-      }
+  for_each_phase(call, [&](const GatherConv& conv) {
+    if (conv.taps() == 0) {
+      fill_zero(conv);
+      return;
     }
-  }
+    const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
+    record_kernel(KernelId::kConv2dGradInput, gather_algorithm_name(gather.algorithm), plan.isa);
+    run_gather(gather, conv, scratch);
+  });
 }
 
 }  // namespace fastconv::cpu

@@ -19,16 +19,11 @@
 
 namespace fastconv::cpu {
 
-// The blocking of one call; made by plan_*, opaque to callers but for scratch_floats.
+// What a call needs; made by plan_*, valid for that shape.
 struct Conv2dPlan {
   Isa isa;
-  int64_t slots;            // pieces that run in parallel
-  int64_t scratch_floats;   // memory the run needs, uninitialised, 64-byte aligned
-  int64_t block_channels;   // channels reduced per pass over a panel
-  int64_t block_rows;       // rows of one register tile (output channels)
-  int64_t block_tiles;      // register tiles of pixels per panel block
-  int64_t pixel_slices;     // grad_weight: independent partial sums over pixels
-  bool wide_tiles;          // forward: few output channels, more pixels per tile
+  int64_t threads;         // threads the call may use
+  int64_t scratch_floats;  // memory the run needs, uninitialised
 };
 
 struct Conv2dForward {

@@ -2,15 +2,20 @@
 // The loop nest that the forward pass and the input gradient share: every point (i, j) of an output
 // grid gathers one input element per tap and input channel.
 //
-//   output[n, o, i, j] = bias[o] + sum_{c, t} w[o, c, t] *
-//                        input[n, c, i * step_height + tap[t].row, j * step_width + tap[t].column]
+//   output[n, o, i, j] = bias[o] + sum_{c, r, q} w[o, c, r, q] *
+//                  input[n, c, i * step_height + tap_rows[r], j * step_width + tap_columns[q]]
 //
 // Forward: one such gather. Input gradient: one per phase of the stride, without zero insertion,
 // because all inputs of a phase see the same subset of taps. Elements outside the input are zero.
 //
-// Pixels of the whole batch are numbered flat and cut into register tiles, so small maps waste no
-// lanes. Per block of tiles the input is packed into a panel [taps * channels, pixels] that stays in
-// L2 and is multiplied by all output channels; the full im2col matrix never exists.
+// Two algorithms run it (choose_gather_algorithm says when):
+//   panel   pixels of the whole batch are numbered flat and cut into tiles, so small maps waste no
+//           lanes; per block of tiles the input is packed into a panel [channels * taps, pixels]
+//           that stays in L2 and is multiplied by all output channels
+//   direct  a padded copy of a strip of input rows is read in place by every tap: no panel, but
+//           each output row is cut into vectors of its own. For few output channels, where packing
+//           a panel costs as much as multiplying it
+// The full im2col matrix never exists.
 #pragma once
 
 #include <vector>
@@ -38,21 +43,43 @@ struct GatherConv {
 
   int64_t step_height;
   int64_t step_width;
-  std::vector<TapOffset> taps;
+  std::vector<int64_t> tap_rows;
+  std::vector<int64_t> tap_columns;
 
-  const float* weight;                // w[g, o, c, t] at g * weight_group + o * weight_out +
-  int64_t weight_group;               //                  c * weight_in + weight_tap[t]
+  const float* weight;  // w[g, o, c, r, q] at g * weight_group + o * weight_out + c * weight_in +
+  int64_t weight_group;  //                     weight_rows[r] + weight_columns[q]
   int64_t weight_out;
   int64_t weight_in;
-  std::vector<int64_t> weight_tap;
+  std::vector<int64_t> weight_rows;
+  std::vector<int64_t> weight_columns;
+  int64_t weight_taps;  // taps of the whole kernel; equal to taps() when all take part, in order
   const float* bias;  // [groups * out_channels] or nullptr
+
+  int64_t taps() const { return static_cast<int64_t>(tap_rows.size() * tap_columns.size()); }
+  int64_t pixels() const { return batch * grid_height * grid_width; }
+  int64_t weights() const { return groups * out_channels * in_channels * taps(); }
 };
 
-// `taps` is the largest number of taps of any gather that will run on the plan, `pixels` the
-// largest number of grid points (batch included).
-Conv2dPlan plan_gather(int64_t groups, int64_t in_channels, int64_t out_channels, int64_t taps,
-                       int64_t pixels);
+enum class GatherAlgorithm { kPanel, kDirect };
 
-void run_gather(const Conv2dPlan& plan, const GatherConv& conv, float* scratch);
+const char* gather_algorithm_name(GatherAlgorithm algorithm);
+
+// The blocking of one gather.
+struct GatherPlan {
+  Isa isa;
+  GatherAlgorithm algorithm;
+  int64_t slots;           // pieces that run in parallel
+  int64_t block_rows;      // output channels of one register tile
+  int64_t block_channels;  // input channels reduced per pass
+  bool wide_tiles;         // few output channels: more pixels per tile instead
+  int64_t block_tiles;     // panel: tiles of pixels packed at a time
+  int64_t strip_rows;      // direct: grid rows computed from one copied strip
+};
+
+GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads);
+
+int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv);
+
+void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch);
 
 }  // namespace fastconv::cpu

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Weight gradient as a product over pixels, on the transposed tensors:
 //
-//   grad_weight[k, o] = sum_p panel[k, p] * grad_output[p, o]      k = (tap, input channel)
+//   grad_weight[k, o] = sum_p panel[k, p] * grad_output[p, o]      k = (input channel, tap)
 //
 // The panel is the same im2col strip as in the forward pass; its rows are read along the pixels, so
 // it needs no transposition. grad_output is small beside it and is transposed once per block of
@@ -37,24 +37,42 @@ int64_t wide_columns(const GemmKernels& kernels) {
   return kernels.panel_wide.vectors * kernels.lanes;
 }
 
-ScratchLayout scratch_layout(const Conv2dPlan& plan, const Conv2dShape& s) {
+// The blocking of one call.
+struct WeightPlan {
+  Isa isa;
+  int64_t slots;           // pieces that run in parallel
+  int64_t block_channels;  // input channels of one panel
+  int64_t pixel_slices;    // independent partial sums over the pixels
+};
+
+ScratchLayout scratch_layout(const WeightPlan& plan, const Conv2dShape& s) {
   return {round_up(s.group_out_channels(), gemm_kernels(plan.isa).lanes),
           s.taps() * plan.block_channels + 1};
 }
 
-int64_t task_floats(const Conv2dPlan& plan, const Conv2dShape& s) {
+int64_t task_floats(const WeightPlan& plan, const Conv2dShape& s) {
   return scratch_layout(plan, s).task(kChunkPixels * wide_columns(gemm_kernels(plan.isa)));
 }
 
-int64_t channel_blocks(const Conv2dPlan& plan, const Conv2dShape& s) {
+int64_t channel_blocks(const WeightPlan& plan, const Conv2dShape& s) {
   return ceil_div(s.group_in_channels(), plan.block_channels);
 }
+
+int64_t units(const WeightPlan& plan, const Conv2dShape& s) {
+  return s.groups * channel_blocks(plan, s) * plan.pixel_slices;
+}
+
+// Input position of each kernel row and column relative to tap offset (0, 0).
+struct KernelTaps {
+  std::vector<int64_t> rows;
+  std::vector<int64_t> columns;
+};
 
 // Sums over the pixels of one slice, for one group and one block of input channels.
 class WeightBlock {
  public:
-  WeightBlock(const Conv2dPlan& plan, const Conv2dGradWeight& call,
-              const std::vector<TapOffset>& taps, int64_t group, int64_t block, float* scratch)
+  WeightBlock(const WeightPlan& plan, const Conv2dGradWeight& call,
+              const KernelTaps& taps, int64_t group, int64_t block, float* scratch)
       : plan_(plan),
         call_(call),
         s_(call.shape),
@@ -99,11 +117,8 @@ class WeightBlock {
     const int64_t taps = s_.taps();
     const int64_t first_out = group_ * s_.group_out_channels();
     const int64_t out_stride = s_.group_in_channels() * taps;
-    for (int64_t t = 0; t < taps; ++t)
-      kernels_.copy_block({channels_, s_.group_out_channels(),
-                           sums_ + t * channels_ * layout_.out_pitch, layout_.out_pitch, 1,
-                           call_.grad_weight + first_out * out_stride + c0_ * taps + t, taps,
-                           out_stride});
+    kernels_.copy_block({weight_rows_, s_.group_out_channels(), sums_, layout_.out_pitch, 1,
+                         call_.grad_weight + first_out * out_stride + c0_ * taps, 1, out_stride});
     if (has_ones_)
       std::copy_n(sums_ + weight_rows_ * layout_.out_pitch, s_.group_out_channels(),
                   call_.grad_bias + first_out);
@@ -122,7 +137,8 @@ class WeightBlock {
               call_.input + n * in.batch + (group_ * s_.group_in_channels() + c0_) * in.channel,
               i * s_.stride_height, j * s_.stride_width};
         });
-    kernels_.pack_panel({runs, run_count, taps_.data(), s_.taps(), channels_, in.channel, in.row,
+    kernels_.pack_panel({runs, run_count, taps_.rows.data(), s_.kernel_height,
+                         taps_.columns.data(), s_.kernel_width, channels_, in.channel, in.row,
                          in.column, s_.stride_width, s_.in_height, s_.in_width, panel_,
                          kPanelPitch});
   }
@@ -135,7 +151,10 @@ class WeightBlock {
         call_.grad_output + (group_ * s_.group_out_channels() + o) * go.channel;
     // Columns past the last channel are multiplied but never stored; zero keeps them harmless.
     if (columns < pitch) std::memset(transposed_, 0, sizeof(float) * count * pitch);
-    for_each_pixel_run(first, count, s_.out_height, s_.out_width,
+    // Rows that follow each other without a gap are one long row.
+    const bool dense = go.row == s_.out_width * go.column;
+    for_each_pixel_run(first, count, dense ? 1 : s_.out_height,
+                       dense ? s_.out_pixels() : s_.out_width,
                        [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
                          kernels_.copy_block(
                              {columns, length,
@@ -153,10 +172,10 @@ class WeightBlock {
     }
   }
 
-  const Conv2dPlan& plan_;
+  const WeightPlan& plan_;
   const Conv2dGradWeight& call_;
   const Conv2dShape& s_;
-  const std::vector<TapOffset>& taps_;
+  const KernelTaps& taps_;
   const GemmKernels& gemm_;
   const Conv2dKernels& kernels_;
   const ScratchLayout layout_;
@@ -170,12 +189,8 @@ class WeightBlock {
   float* sums_;
 };
 
-}  // namespace
-
-Conv2dPlan plan_conv2d_grad_weight(const Conv2dShape& s) {
-  Conv2dPlan plan{};
-  plan.isa = active_isa();
-  const int64_t threads = worthwhile_threads(s.multiply_adds(), 0);
+WeightPlan plan_blocks(const Conv2dShape& s, Isa isa, int64_t threads) {
+  WeightPlan plan{isa, 1, 1, 1};
   const int64_t most = std::clamp<int64_t>(kMaxRows / s.taps(), 1, s.group_in_channels());
   plan.block_channels = most;
   // Blocks of input channels need no final addition, so they are the first choice for the split
@@ -187,29 +202,37 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dShape& s) {
   plan.block_channels = ceil_div(s.group_in_channels(), blocks);
   const int64_t chunks = ceil_div(s.batch * s.out_pixels(), kChunkPixels);
   plan.pixel_slices = std::clamp<int64_t>(ceil_div(wanted, blocks), 1, std::max<int64_t>(chunks, 1));
-  const int64_t units = s.groups * channel_blocks(plan, s) * plan.pixel_slices;
-  plan.slots = std::clamp<int64_t>(threads, 1, units);
-  // With slices every unit keeps its sums until all are added; without, a slot reuses its memory.
-  const int64_t kept = plan.pixel_slices > 1 ? units : plan.slots;
-  plan.scratch_floats = kept * task_floats(plan, s);
+  plan.slots = std::clamp<int64_t>(threads, 1, units(plan, s));
   return plan;
 }
 
-void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch) {
+}  // namespace
+
+Conv2dPlan plan_conv2d_grad_weight(const Conv2dShape& s) {
+  Conv2dPlan plan{active_isa(), worthwhile_threads(s.multiply_adds(), 0), 0};
+  const WeightPlan blocks = plan_blocks(s, plan.isa, plan.threads);
+  // With slices every unit keeps its sums until all are added; without, a slot reuses its memory.
+  const int64_t kept = blocks.pixel_slices > 1 ? units(blocks, s) : blocks.slots;
+  plan.scratch_floats = kept * task_floats(blocks, s);
+  return plan;
+}
+
+void conv2d_grad_weight(const Conv2dPlan& call_plan, const Conv2dGradWeight& call, float* scratch) {
   const Conv2dShape& s = call.shape;
-  std::vector<TapOffset> taps;
+  const WeightPlan plan = plan_blocks(s, call_plan.isa, call_plan.threads);
+  KernelTaps taps;
   for (int64_t r = 0; r < s.kernel_height; ++r)
-    for (int64_t q = 0; q < s.kernel_width; ++q)
-      taps.push_back({r * s.dilation_height - s.padding_height,
-                      q * s.dilation_width - s.padding_width});
-  record_kernel(KernelId::kConv2dGradWeight, "gather", plan.isa);
+    taps.rows.push_back(r * s.dilation_height - s.padding_height);
+  for (int64_t q = 0; q < s.kernel_width; ++q)
+    taps.columns.push_back(q * s.dilation_width - s.padding_width);
+  record_kernel(KernelId::kConv2dGradWeight, "panel", plan.isa);
 
   const int64_t blocks = channel_blocks(plan, s);
   const int64_t slices = plan.pixel_slices;
-  const int64_t units = s.groups * blocks * slices;
+  const int64_t unit_count = units(plan, s);
   const int64_t floats = task_floats(plan, s);
   parallel_for(plan.slots, [&](int64_t slot) {
-    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+    for (int64_t u = unit_count * slot / plan.slots; u < unit_count * (slot + 1) / plan.slots; ++u) {
       float* memory = scratch + (slices > 1 ? u : slot) * floats;
       WeightBlock block(plan, call, taps, u / slices / blocks, u / slices % blocks, memory);
       block.accumulate(u % slices);
@@ -217,7 +240,7 @@ void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, fl
     }
   });
   if (slices == 1) return;
-  for (int64_t u = 0; u < units; u += slices) {
+  for (int64_t u = 0; u < unit_count; u += slices) {
     const int64_t group = u / slices / blocks;
     const int64_t index = u / slices % blocks;
     WeightBlock total(plan, call, taps, group, index, scratch + u * floats);

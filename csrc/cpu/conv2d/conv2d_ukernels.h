@@ -8,12 +8,6 @@
 
 namespace fastconv::cpu {
 
-// Input position of a kernel tap relative to the position of tap offset (0, 0).
-struct TapOffset {
-  int64_t row;
-  int64_t column;
-};
-
 // A run of output pixels that lie side by side in one output row of one image.
 struct PixelRun {
   int64_t length;
@@ -22,14 +16,17 @@ struct PixelRun {
   int64_t column;      // both may lie outside the image: such elements read as zero
 };
 
-// panel[(tap * channels + channel) * panel_pitch + pixel] =
-//     image[channel, run.row + tap.row, run.column + pixel * column_step + tap.column]
-// for the concatenated pixels of all runs. Writes exactly sum(length) floats per panel row.
+// panel[(channel * taps + tap) * panel_pitch + pixel] =
+//     image[channel, run.row + tap_rows[r], run.column + tap_columns[q] + pixel * column_step]
+// for the concatenated pixels of all runs; tap = r * tap_column_count + q runs over the product of
+// the two lists. Writes exactly sum(length) floats per panel row.
 struct PanelPack {
   const PixelRun* runs;
   int64_t run_count;
-  const TapOffset* taps;
-  int64_t tap_count;
+  const int64_t* tap_rows;     // input row of each kernel row relative to tap offset (0, 0)
+  int64_t tap_row_count;
+  const int64_t* tap_columns;  // likewise for the columns
+  int64_t tap_column_count;
   int64_t channels;
   int64_t channel_stride;
   int64_t row_stride;
@@ -55,7 +52,34 @@ struct BlockCopy {
   int64_t target_pixel;
 };
 
+inline constexpr int64_t kMaxDirectVectors = 4;
+
+// A register tile that reads its input vectors in place:
+//   c[v][i * c_pitch + lane] (+)= sum_k a[k * rows + i] * b[v][offsets[k] + lane]
+// Whole vectors of b are read; only the first lanes[v] of c are written.
+struct DirectTile {
+  int64_t depth;
+  const float* a;
+  const int64_t* offsets;  // [depth]
+  const float* b[kMaxDirectVectors];
+  float* c[kMaxDirectVectors];
+  int64_t c_pitch;
+  int64_t lanes[kMaxDirectVectors];
+  const float* row_init;  // initial value per row, or nullptr for zero
+  bool accumulate;        // true: c is the initial value, row_init is ignored
+};
+
+using DirectTileFn = void (*)(const DirectTile& tile);
+
+struct DirectFamily {
+  int64_t vectors;
+  const DirectTileFn* by_rows;  // by_rows[rows - 1]
+};
+
+// direct_tall and direct_wide have the tile sizes of GemmKernels' packed_tall and packed_wide.
 struct Conv2dKernels {
+  DirectFamily direct_tall;
+  DirectFamily direct_wide;
   void (*pack_panel)(const PanelPack& pack);
   void (*copy_block)(const BlockCopy& copy);
 };

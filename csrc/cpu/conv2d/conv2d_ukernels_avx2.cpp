@@ -7,6 +7,7 @@
 
 namespace fastconv::cpu {
 
-const Conv2dKernels kConv2dKernelsAvx2 = {&pack_panel, &copy_block};
+const Conv2dKernels kConv2dKernelsAvx2 = {
+    direct_family<6, 2>(), direct_family<4, 3>(), &pack_panel, &copy_block};
 
 }  // namespace fastconv::cpu

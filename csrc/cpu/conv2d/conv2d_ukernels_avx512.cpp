@@ -7,6 +7,7 @@
 
 namespace fastconv::cpu {
 
-const Conv2dKernels kConv2dKernelsAvx512 = {&pack_panel, &copy_block};
+const Conv2dKernels kConv2dKernelsAvx512 = {
+    direct_family<14, 2>(), direct_family<6, 4>(), &pack_panel, &copy_block};
 
 }  // namespace fastconv::cpu

@@ -4,15 +4,18 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "cpu/conv2d/conv2d_ukernels.h"
 
 namespace {
 
 using fastconv::cpu::BlockCopy;
+using fastconv::cpu::DirectFamily;
+using fastconv::cpu::DirectTile;
+using fastconv::cpu::DirectTileFn;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PixelRun;
-using fastconv::cpu::TapOffset;
 
 constexpr int64_t kLanes = Simd::kLanes;
 
@@ -36,105 +39,132 @@ inline LaneRange lanes_inside(int64_t column, int64_t step, int64_t width, int64
   return {begin, max_of(begin, min_of(last, lanes))};
 }
 
+// Geometry of one vector of pixels at one kernel column.
+struct VectorPlace {
+  const float* source;  // element of lane 0 in input row 0, channel 0; read only where inside
+  LaneRange inside;
+};
+
 inline void fill_zero(float* target, int64_t pitch, int64_t channels, Simd::Mask lanes) {
   for (int64_t c = 0; c < channels; ++c)
     Simd::store_masked(target + c * pitch, Simd::zero(), lanes);
 }
 
-// One vector of pixels of every channel; `source` is the element of lane 0 and channel 0.
-inline void pack_unit_stride(const PanelPack& pack, const float* source, float* target,
-                             LaneRange inside, int64_t lanes) {
+// The movers below copy one vector of pixels of every channel: `source` is the element of lane 0 in
+// channel 0, `target` its place in the panel, `pitch` the distance of channels there.
+
+inline void move_unit_stride(const PanelPack& pack, const float* source, float* target,
+                             int64_t pitch, LaneRange inside, int64_t lanes) {
   if (inside.begin == 0 && inside.end == kLanes) {
     for (int64_t c = 0; c < pack.channels; ++c)
-      Simd::store(target + c * pack.panel_pitch, Simd::load(source + c * pack.channel_stride));
+      Simd::store(target + c * pitch, Simd::load(source + c * pack.channel_stride));
     return;
   }
   const Simd::Mask read = Simd::mask_range(inside.begin, inside.end);
   const Simd::Mask write = Simd::mask_first(lanes);
-  for (int64_t c = 0; c < pack.channels; ++c) {
-    const auto x = Simd::load_masked(source + c * pack.channel_stride, read);
-    Simd::store_masked(target + c * pack.panel_pitch, x, write);
-  }
+  for (int64_t c = 0; c < pack.channels; ++c)
+    Simd::store_masked(target + c * pitch,
+                       Simd::load_masked(source + c * pack.channel_stride, read), write);
 }
 
-// As pack_unit_stride for every second column: two loads, even lanes kept.
-inline void pack_stride_two(const PanelPack& pack, const float* source, float* target,
-                            LaneRange inside, int64_t lanes) {
+// Every second column: two loads, even lanes kept.
+inline void move_stride_two(const PanelPack& pack, const float* source, float* target,
+                            int64_t pitch, LaneRange inside, int64_t lanes) {
+  const int64_t first = 2 * inside.begin;
   const int64_t last = max_of(2 * inside.end - 1, 0);  // no column past the last lane is read
-  const Simd::Mask low =
-      Simd::mask_range(min_of(2 * inside.begin, kLanes), min_of(last, kLanes));
-  const Simd::Mask high = Simd::mask_range(min_of(max_of(2 * inside.begin - kLanes, 0), kLanes),
-                                           max_of(last - kLanes, 0));
+  const Simd::Mask low = Simd::mask_range(min_of(first, kLanes), min_of(last, kLanes));
+  const Simd::Mask high =
+      Simd::mask_range(min_of(max_of(first - kLanes, 0), kLanes), max_of(last - kLanes, 0));
   const Simd::Mask write = Simd::mask_first(lanes);
   for (int64_t c = 0; c < pack.channels; ++c) {
     const float* p = source + c * pack.channel_stride;
     const auto x = Simd::even_lanes(Simd::load_masked(p, low), Simd::load_masked(p + kLanes, high));
-    Simd::store_masked(target + c * pack.panel_pitch, x, write);
+    Simd::store_masked(target + c * pitch, x, write);
   }
 }
 
 // Channels are contiguous (channels_last): kLanes pixels x kLanes channels are transposed at a time.
-inline void pack_channels_last(const PanelPack& pack, const float* source, float* target,
-                               LaneRange inside, int64_t lanes) {
+inline void move_channels_last(const PanelPack& pack, const float* source, float* target,
+                               int64_t pitch, LaneRange inside, int64_t lanes) {
   const int64_t pixel_stride = pack.column_step * pack.column_stride;
   const Simd::Mask write = Simd::mask_first(lanes);
   for (int64_t c = 0; c < pack.channels; c += kLanes) {
     const int64_t count = min_of(kLanes, pack.channels - c);
     const Simd::Mask read = Simd::mask_first(count);
     Simd::Reg block[kLanes];
+#pragma GCC unroll 16
     for (int64_t l = 0; l < kLanes; ++l) {
       const bool valid = l >= inside.begin && l < inside.end;
       block[l] = valid ? Simd::load_masked(source + l * pixel_stride + c, read) : Simd::zero();
     }
     Simd::transpose(block);
-    for (int64_t l = 0; l < count; ++l)
-      Simd::store_masked(target + (c + l) * pack.panel_pitch, block[l], write);
+#pragma GCC unroll 16
+    for (int64_t l = 0; l < kLanes; ++l)
+      if (l < count) Simd::store_masked(target + (c + l) * pitch, block[l], write);
   }
 }
 
-inline void pack_any_stride(const PanelPack& pack, const float* source, float* target,
-                            LaneRange inside, int64_t lanes) {
+inline void move_any_stride(const PanelPack& pack, const float* source, float* target,
+                            int64_t pitch, LaneRange inside, int64_t lanes) {
   const int64_t pixel_stride = pack.column_step * pack.column_stride;
   for (int64_t c = 0; c < pack.channels; ++c) {
     const float* p = source + c * pack.channel_stride;
-    float* row = target + c * pack.panel_pitch;
+    float* row = target + c * pitch;
     for (int64_t l = 0; l < lanes; ++l)
       row[l] = l >= inside.begin && l < inside.end ? p[l * pixel_stride] : 0.0f;
   }
 }
 
-using PackVector = void (*)(const PanelPack&, const float*, float*, LaneRange, int64_t);
+using Mover = void (*)(const PanelPack&, const float*, float*, int64_t, LaneRange, int64_t);
 
-template <PackVector pack_vector>
+// One vector of pixels at the kernel columns [q0, q0 + count) of every kernel row and channel.
+template <Mover move>
+void pack_vector(const PanelPack& pack, const PixelRun& run, int64_t first_pixel, int64_t q0,
+                 int64_t count, const VectorPlace* places, int64_t lanes) {
+  const int64_t taps = pack.tap_row_count * pack.tap_column_count;
+  const int64_t pitch = taps * pack.panel_pitch;
+  for (int64_t r = 0; r < pack.tap_row_count; ++r) {
+    const int64_t row = run.row + pack.tap_rows[r];
+    float* target =
+        pack.panel + (r * pack.tap_column_count + q0) * pack.panel_pitch + first_pixel;
+    if (row < 0 || row >= pack.height) {
+      for (int64_t q = 0; q < count; ++q, target += pack.panel_pitch)
+        fill_zero(target, pitch, pack.channels, Simd::mask_first(lanes));
+      continue;
+    }
+    for (int64_t q = 0; q < count; ++q, target += pack.panel_pitch)
+      move(pack, places[q].source + row * pack.row_stride, target, pitch, places[q].inside, lanes);
+  }
+}
+
+template <Mover move>
 void pack_runs(const PanelPack& pack) {
-  const int64_t tap_pitch = pack.channels * pack.panel_pitch;
-  float* run_target = pack.panel;
+  constexpr int64_t kColumns = 16;  // kernel columns whose geometry is worked out at once
+  int64_t run_pixel = 0;
   for (int64_t r = 0; r < pack.run_count; ++r) {
     const PixelRun& run = pack.runs[r];
     for (int64_t l = 0; l < run.length; l += kLanes) {
       const int64_t lanes = min_of(kLanes, run.length - l);
-      float* target = run_target + l;
-      for (int64_t t = 0; t < pack.tap_count; ++t, target += tap_pitch) {
-        const int64_t row = run.row + pack.taps[t].row;
-        const int64_t column = run.column + pack.taps[t].column + l * pack.column_step;
-        const LaneRange inside = lanes_inside(column, pack.column_step, pack.width, lanes);
-        if (row < 0 || row >= pack.height || inside.begin == inside.end) {
-          fill_zero(target, pack.panel_pitch, pack.channels, Simd::mask_first(lanes));
-          continue;
+      for (int64_t q0 = 0; q0 < pack.tap_column_count; q0 += kColumns) {
+        const int64_t count = min_of(kColumns, pack.tap_column_count - q0);
+        VectorPlace places[kColumns];
+        for (int64_t q = 0; q < count; ++q) {
+          const int64_t column = run.column + pack.tap_columns[q0 + q] + l * pack.column_step;
+          places[q] = {run.image + column * pack.column_stride,
+                       lanes_inside(column, pack.column_step, pack.width, lanes)};
         }
-        const float* source = run.image + row * pack.row_stride + column * pack.column_stride;
-        pack_vector(pack, source, target, inside, lanes);
+        pack_vector<move>(pack, run, run_pixel + l, q0, count, places, lanes);
       }
     }
-    run_target += run.length;
+    run_pixel += run.length;
   }
 }
 
 void pack_panel(const PanelPack& pack) {
-  if (pack.column_stride == 1 && pack.column_step == 1) return pack_runs<pack_unit_stride>(pack);
-  if (pack.column_stride == 1 && pack.column_step == 2) return pack_runs<pack_stride_two>(pack);
-  if (pack.channel_stride == 1) return pack_runs<pack_channels_last>(pack);
-  return pack_runs<pack_any_stride>(pack);
+  if (pack.column_stride == 1 && pack.column_step == 1) return pack_runs<move_unit_stride>(pack);
+  if (pack.column_stride == 1 && pack.column_step == 2) return pack_runs<move_stride_two>(pack);
+  if (pack.channel_stride == 1) return pack_runs<move_channels_last>(pack);
+  return pack_runs<move_any_stride>(pack);
 }
 
 // target rows and source rows are both contiguous: rows x columns floats, whole vectors then a tail.
@@ -150,24 +180,37 @@ void copy_rows(int64_t rows, int64_t columns, const float* source, int64_t sourc
   }
 }
 
-// target[j * target_row + i] = source[i * source_row + j]
+// target[j * target_row + i] = source[i * source_row + j] for one block of at most kLanes x kLanes.
+inline void transpose_block(int64_t height, int64_t width, const float* source, int64_t source_row,
+                            float* target, int64_t target_row) {
+  Simd::Reg block[kLanes];
+  if (height == kLanes && width == kLanes) {
+#pragma GCC unroll 16
+    for (int64_t l = 0; l < kLanes; ++l) block[l] = Simd::load(source + l * source_row);
+    Simd::transpose(block);
+#pragma GCC unroll 16
+    for (int64_t l = 0; l < kLanes; ++l) Simd::store(target + l * target_row, block[l]);
+    return;
+  }
+  // Rows past the last one repeat it: they are loaded but fall outside the write mask.
+  const Simd::Mask read = Simd::mask_first(width);
+  const Simd::Mask write = Simd::mask_first(height);
+#pragma GCC unroll 16
+  for (int64_t l = 0; l < kLanes; ++l)
+    block[l] = Simd::load_masked(source + min_of(l, height - 1) * source_row, read);
+  Simd::transpose(block);
+#pragma GCC unroll 16
+  for (int64_t l = 0; l < kLanes; ++l)
+    if (l < width) Simd::store_masked(target + l * target_row, block[l], write);
+}
+
 void copy_transposed(int64_t rows, int64_t columns, const float* source, int64_t source_row,
                      float* target, int64_t target_row) {
-  for (int64_t i = 0; i < rows; i += kLanes) {
-    const int64_t height = min_of(kLanes, rows - i);
-    const Simd::Mask write = Simd::mask_first(height);
-    for (int64_t j = 0; j < columns; j += kLanes) {
-      const int64_t width = min_of(kLanes, columns - j);
-      const Simd::Mask read = Simd::mask_first(width);
-      Simd::Reg block[kLanes];
-      for (int64_t l = 0; l < kLanes; ++l)
-        block[l] = l < height ? Simd::load_masked(source + (i + l) * source_row + j, read)
-                              : Simd::zero();
-      Simd::transpose(block);
-      for (int64_t l = 0; l < width; ++l)
-        Simd::store_masked(target + (j + l) * target_row + i, block[l], write);
-    }
-  }
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < columns; j += kLanes)
+      transpose_block(min_of(kLanes, rows - i), min_of(kLanes, columns - j),
+                      source + i * source_row + j, source_row, target + j * target_row + i,
+                      target_row);
 }
 
 void copy_block(const BlockCopy& b) {
@@ -185,6 +228,70 @@ void copy_block(const BlockCopy& b) {
     for (int64_t p = 0; p < b.pixels; ++p)
       b.target[c * b.target_channel + p * b.target_pixel] =
           b.source[c * b.source_channel + p * b.source_pixel];
+}
+
+template <int Rows, int Vectors>
+void direct_tile(const DirectTile& tile) {
+  typename Simd::Reg acc[Rows][Vectors];
+  if (tile.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
+        acc[i][v] = Simd::load_masked(tile.c[v] + i * tile.c_pitch, Simd::mask_first(tile.lanes[v]));
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const auto init = tile.row_init == nullptr ? Simd::zero() : Simd::set1(tile.row_init[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = init;
+    }
+  }
+
+  const float* b[Vectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) b[v] = tile.b[v];
+  const float* a = tile.a;
+  for (int64_t k = 0; k < tile.depth; ++k, a += Rows) {
+    const int64_t offset = tile.offsets[k];
+    typename Simd::Reg bv[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b[v] + offset);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const auto ai = Simd::set1(a[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+    }
+  }
+
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    if (tile.lanes[v] == kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) Simd::store(tile.c[v] + i * tile.c_pitch, acc[i][v]);
+    } else {
+      const Simd::Mask write = Simd::mask_first(tile.lanes[v]);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i)
+        Simd::store_masked(tile.c[v] + i * tile.c_pitch, acc[i][v], write);
+    }
+  }
+}
+
+template <int Vectors, typename Sequence>
+struct DirectTilesByRows;
+
+template <int Vectors, int... RowsMinusOne>
+struct DirectTilesByRows<Vectors, std::integer_sequence<int, RowsMinusOne...>> {
+  static constexpr DirectTileFn kTiles[] = {&direct_tile<RowsMinusOne + 1, Vectors>...};
+};
+
+// Instantiates the kernels with 1 .. MaxRows rows and describes them.
+template <int MaxRows, int Vectors>
+constexpr DirectFamily direct_family() {
+  static_assert(Vectors <= fastconv::cpu::kMaxDirectVectors);
+  return {Vectors, DirectTilesByRows<Vectors, std::make_integer_sequence<int, MaxRows>>::kTiles};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 namespace fastconv::cpu {
 
-const Conv2dKernels kConv2dKernelsScalar = {&pack_panel, &copy_block};
+const Conv2dKernels kConv2dKernelsScalar = {
+    direct_family<4, 2>(), direct_family<3, 3>(), &pack_panel, &copy_block};
 
 }  // namespace fastconv::cpu
