@@ -76,10 +76,42 @@ struct DirectFamily {
   const DirectTileFn* by_rows;  // by_rows[rows - 1]
 };
 
+inline constexpr int kMaxWeightLines = 9;
+
+// A register tile of the weight gradient that reads its input rows in place. A line is one kernel
+// row of one input channel; the taps of its `kernel_width` columns are neighbours in memory.
+//   c[(l * kernel_width + q) * c_pitch + o] += sum_{i, j} lines[l][i * line_pitch + j + q] *
+//                                                         b[(i * width + j) * b_pitch + o]
+//   bias[o] += sum_{i, j} b[(i * width + j) * b_pitch + o]        unless bias is nullptr
+struct WeightTile {
+  int64_t rows;
+  int64_t width;
+  const float* lines[kMaxWeightLines];
+  int64_t line_pitch;
+  const float* b;
+  int64_t b_pitch;
+  float* c;
+  int64_t c_pitch;
+  float* bias;
+};
+
+using WeightTileFn = void (*)(const WeightTile& tile);
+
+// Tiles for one kernel width: `vectors` vectors of output channels, 1 .. max_lines lines.
+struct WeightFamily {
+  int64_t kernel_width;
+  int64_t vectors;
+  int64_t max_lines;
+  const WeightTileFn* by_lines;  // by_lines[lines - 1]
+};
+
+inline constexpr int kWeightFamilies = 6;  // kernel widths 3, 5, 7, each narrow (1) and wide (2)
+
 // direct_tall and direct_wide have the tile sizes of GemmKernels' packed_tall and packed_wide.
 struct Conv2dKernels {
   DirectFamily direct_tall;
   DirectFamily direct_wide;
+  WeightFamily weight[kWeightFamilies];
   void (*pack_panel)(const PanelPack& pack);
   void (*copy_block)(const BlockCopy& copy);
 };

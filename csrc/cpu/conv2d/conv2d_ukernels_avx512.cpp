@@ -8,6 +8,13 @@
 namespace fastconv::cpu {
 
 const Conv2dKernels kConv2dKernelsAvx512 = {
-    direct_family<14, 2>(), direct_family<6, 4>(), &pack_panel, &copy_block};
+    direct_family<14, 2>(),
+    direct_family<6, 4>(),
+    {weight_family<3, 9, 1>(), weight_family<3, 4, 2>(),
+     weight_family<5, 5, 1>(), weight_family<5, 2, 2>(),
+     weight_family<7, 4, 1>(), weight_family<7, 2, 2>()},
+    &pack_panel,
+    &copy_block,
+};
 
 }  // namespace fastconv::cpu

@@ -16,6 +16,9 @@ using fastconv::cpu::DirectTile;
 using fastconv::cpu::DirectTileFn;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PixelRun;
+using fastconv::cpu::WeightFamily;
+using fastconv::cpu::WeightTile;
+using fastconv::cpu::WeightTileFn;
 
 constexpr int64_t kLanes = Simd::kLanes;
 
@@ -292,6 +295,78 @@ template <int MaxRows, int Vectors>
 constexpr DirectFamily direct_family() {
   static_assert(Vectors <= fastconv::cpu::kMaxDirectVectors);
   return {Vectors, DirectTilesByRows<Vectors, std::make_integer_sequence<int, MaxRows>>::kTiles};
+}
+
+// Makes the compiler forget what it knows of a value. GCC's partial redundancy elimination would
+// otherwise carry loads of neighbouring taps over to the next pixel and spill them all; loading a
+// broadcast anew is free.
+inline void forget(int64_t& value) { __asm__("" : "+r"(value)); }
+
+template <int KernelWidth, int Lines, int Vectors>
+void weight_tile(const WeightTile& tile) {
+  typename Simd::Reg acc[Lines * KernelWidth][Vectors];
+  typename Simd::Reg bias[Vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    bias[v] = Simd::zero();
+#pragma GCC unroll 32
+    for (int i = 0; i < Lines * KernelWidth; ++i) acc[i][v] = Simd::zero();
+  }
+
+  const float* lines[Lines];
+#pragma GCC unroll 16
+  for (int l = 0; l < Lines; ++l) lines[l] = tile.lines[l];
+  const float* b = tile.b;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t end = i * tile.line_pitch + tile.width;
+    for (int64_t j = i * tile.line_pitch; j < end; ++j, b += tile.b_pitch) {
+      forget(j);
+      typename Simd::Reg bv[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        bv[v] = Simd::load(b + v * kLanes);
+        bias[v] = Simd::add(bias[v], bv[v]);
+      }
+#pragma GCC unroll 16
+      for (int l = 0; l < Lines; ++l)
+#pragma GCC unroll 8
+        for (int q = 0; q < KernelWidth; ++q) {
+          const auto a = Simd::set1(lines[l][j + q]);
+#pragma GCC unroll 2
+          for (int v = 0; v < Vectors; ++v)
+            acc[l * KernelWidth + q][v] = Simd::fma(a, bv[v], acc[l * KernelWidth + q][v]);
+        }
+    }
+  }
+
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+#pragma GCC unroll 32
+    for (int i = 0; i < Lines * KernelWidth; ++i) {
+      float* c = tile.c + i * tile.c_pitch + v * kLanes;
+      Simd::store(c, Simd::add(Simd::load(c), acc[i][v]));
+    }
+    if (tile.bias == nullptr) continue;
+    float* c = tile.bias + v * kLanes;
+    Simd::store(c, Simd::add(Simd::load(c), bias[v]));
+  }
+}
+
+template <int KernelWidth, int Vectors, typename Sequence>
+struct WeightTilesByLines;
+
+template <int KernelWidth, int Vectors, int... LinesMinusOne>
+struct WeightTilesByLines<KernelWidth, Vectors, std::integer_sequence<int, LinesMinusOne...>> {
+  static constexpr WeightTileFn kTiles[] = {
+      &weight_tile<KernelWidth, LinesMinusOne + 1, Vectors>...};
+};
+
+template <int KernelWidth, int MaxLines, int Vectors>
+constexpr WeightFamily weight_family() {
+  static_assert(MaxLines <= fastconv::cpu::kMaxWeightLines);
+  using Tiles =
+      WeightTilesByLines<KernelWidth, Vectors, std::make_integer_sequence<int, MaxLines>>;
+  return {KernelWidth, Vectors, MaxLines, Tiles::kTiles};
 }
 
 }  // namespace

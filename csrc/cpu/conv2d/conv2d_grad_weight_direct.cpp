@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+// The direct algorithm of conv2d_grad_weight.h. Each slot takes strips of output rows of its share
+// of the images and keeps its own sums [in_channels * taps + 1, out_channels], the last row being
+// the bias; the sums of all slots are added at the end, in slot order.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/checked.h"
+#include "cpu/conv2d/conv2d_grad_weight.h"
+#include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/runtime/parallel.h"
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr int64_t kStripFloats = 40 * 1024;  // copies up to this size stay in L2
+
+struct DirectPlan {
+  Isa isa;
+  int64_t lanes;
+  int64_t slots;
+  int64_t strip_rows;  // output rows worked on at a time
+  int64_t out_pitch;   // output channels rounded up to whole vectors
+
+  int64_t copied_rows(const Conv2dShape& s, int64_t rows) const {
+    return (rows - 1) * s.stride_height + (s.kernel_height - 1) * s.dilation_height + 1;
+  }
+  int64_t row_pitch(const Conv2dShape& s) const { return s.out_width + s.kernel_width - 1; }
+  int64_t channel_pitch(const Conv2dShape& s) const {
+    return copied_rows(s, strip_rows) * row_pitch(s);
+  }
+  int64_t copy_floats(const Conv2dShape& s) const { return s.in_channels * channel_pitch(s); }
+  int64_t transposed_floats(const Conv2dShape& s) const {
+    return strip_rows * s.out_width * 2 * lanes;
+  }
+  int64_t sum_floats(const Conv2dShape& s) const {
+    return (s.in_channels * s.taps() + 1) * out_pitch;
+  }
+  int64_t slot_floats(const Conv2dShape& s) const {
+    return round_up(copy_floats(s) + transposed_floats(s) + sum_floats(s), 16);
+  }
+};
+
+DirectPlan plan_direct(const Conv2dShape& s, Isa isa, int64_t threads) {
+  DirectPlan plan{};
+  plan.isa = isa;
+  plan.lanes = gemm_kernels(isa).lanes;
+  plan.out_pitch = round_up(s.out_channels, plan.lanes);
+  // Fewer images than threads: cut each image into several strips.
+  const int64_t cuts = s.batch >= threads ? 1 : ceil_div(threads, s.batch);
+  plan.strip_rows = ceil_div(s.out_height, cuts);
+  while (plan.strip_rows > 1 && plan.copy_floats(s) > kStripFloats)
+    plan.strip_rows = ceil_div(plan.strip_rows, 2);
+  plan.slots = std::min(threads, s.batch * ceil_div(s.out_height, plan.strip_rows));
+  return plan;
+}
+
+class WeightStrip {
+ public:
+  WeightStrip(const DirectPlan& plan, const Conv2dGradWeight& call, float* scratch)
+      : plan_(plan),
+        call_(call),
+        s_(call.shape),
+        kernels_(conv2d_kernels(plan.isa)),
+        copy_(scratch),
+        transposed_(copy_ + plan.copy_floats(s_)),
+        sums_(transposed_ + plan.transposed_floats(s_)) {
+    runs_.resize(plan.copied_rows(s_, plan.strip_rows));
+    std::memset(sums_, 0, sizeof(float) * plan.sum_floats(s_));
+  }
+
+  // Adds output rows [first_row, first_row + rows) of one image.
+  void run(int64_t image, int64_t first_row, int64_t rows) {
+    copy_input(image, first_row, rows);
+    for (int64_t o = 0; o < s_.out_channels;) {
+      const int64_t vectors = s_.out_channels - o > plan_.lanes ? 2 : 1;
+      transpose_grad_output(image, first_row, rows, o, vectors * plan_.lanes);
+      multiply(rows, o, vectors);
+      o += vectors * plan_.lanes;
+    }
+  }
+
+ private:
+  void copy_input(int64_t image, int64_t first_row, int64_t rows) {
+    const Strides4& in = call_.input_strides;
+    const int64_t copied = plan_.copied_rows(s_, rows);
+    for (int64_t r = 0; r < copied; ++r)
+      runs_[r] = {plan_.row_pitch(s_), call_.input + image * in.batch,
+                  first_row * s_.stride_height - s_.padding_height + r, -s_.padding_width};
+    const int64_t here = 0;
+    kernels_.pack_panel({runs_.data(), copied, &here, 1, &here, 1, s_.in_channels, in.channel,
+                         in.row, in.column, 1, s_.in_height, s_.in_width, copy_,
+                         plan_.channel_pitch(s_)});
+  }
+
+  // transposed_[pixel][channel] of `columns` output channels from o on, zero past the last one.
+  void transpose_grad_output(int64_t image, int64_t first_row, int64_t rows, int64_t o,
+                             int64_t columns) {
+    const Strides4& go = call_.grad_output_strides;
+    const int64_t channels = std::min(columns, s_.out_channels - o);
+    if (channels < columns)
+      std::memset(transposed_, 0, sizeof(float) * rows * s_.out_width * columns);
+    const float* source =
+        call_.grad_output + image * go.batch + o * go.channel + first_row * go.row;
+    // Rows that follow each other without a gap are one long row.
+    const bool dense = go.row == s_.out_width * go.column;
+    const int64_t pieces = dense ? 1 : rows;
+    const int64_t pixels = rows * s_.out_width / pieces;
+    for (int64_t i = 0; i < pieces; ++i)
+      kernels_.copy_block({channels, pixels, source + i * go.row, go.channel, go.column,
+                           transposed_ + i * pixels * columns, 1, columns});
+  }
+
+  void multiply(int64_t rows, int64_t o, int64_t vectors) {
+    const WeightFamily& family = weight_family(vectors);
+    const int64_t lines = s_.in_channels * s_.kernel_height;
+    const int64_t blocks = ceil_div(lines, family.max_lines);
+    const int64_t block_lines = ceil_div(lines, blocks);
+    WeightTile tile{};
+    tile.rows = rows;
+    tile.width = s_.out_width;
+    tile.line_pitch = s_.stride_height * plan_.row_pitch(s_);
+    tile.b = transposed_;
+    tile.b_pitch = vectors * plan_.lanes;
+    tile.c_pitch = plan_.out_pitch;
+    for (int64_t first = 0; first < lines; first += block_lines) {
+      const int64_t count = std::min(block_lines, lines - first);
+      for (int64_t l = 0; l < count; ++l) {
+        const int64_t channel = (first + l) / s_.kernel_height;
+        const int64_t kernel_row = (first + l) % s_.kernel_height;
+        tile.lines[l] = copy_ + channel * plan_.channel_pitch(s_) +
+                        kernel_row * s_.dilation_height * plan_.row_pitch(s_);
+      }
+      tile.c = sums_ + first * s_.kernel_width * plan_.out_pitch + o;
+      tile.bias = first == 0 ? sums_ + s_.in_channels * s_.taps() * plan_.out_pitch + o : nullptr;
+      family.by_lines[count - 1](tile);
+    }
+  }
+
+  const WeightFamily& weight_family(int64_t vectors) const {
+    int i = 0;
+    while (kernels_.weight[i].kernel_width != s_.kernel_width ||
+           kernels_.weight[i].vectors != vectors)
+      ++i;
+    return kernels_.weight[i];
+  }
+
+  const DirectPlan& plan_;
+  const Conv2dGradWeight& call_;
+  const Conv2dShape& s_;
+  const Conv2dKernels& kernels_;
+  float* copy_;
+  float* transposed_;
+  float* sums_;
+  std::vector<PixelRun> runs_;
+};
+
+}  // namespace
+
+bool weight_direct_applies(const Conv2dShape& s) {
+  const bool width_has_tiles = s.kernel_width == 3 || s.kernel_width == 5 || s.kernel_width == 7;
+  return s.groups == 1 && s.stride_width == 1 && s.dilation_width == 1 && width_has_tiles;
+}
+
+int64_t weight_direct_scratch_floats(const Conv2dShape& s, Isa isa, int64_t threads) {
+  const DirectPlan plan = plan_direct(s, isa, threads);
+  return plan.slots * plan.slot_floats(s);
+}
+
+void grad_weight_direct(const Conv2dPlan& call_plan, const Conv2dGradWeight& call,
+                        float* scratch) {
+  const Conv2dShape& s = call.shape;
+  const DirectPlan plan = plan_direct(s, call_plan.isa, call_plan.threads);
+  const int64_t strips = ceil_div(s.out_height, plan.strip_rows);
+  const int64_t units = s.batch * strips;
+  parallel_for(plan.slots, [&](int64_t slot) {
+    WeightStrip work(plan, call, scratch + slot * plan.slot_floats(s));
+    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+      const int64_t first_row = u % strips * plan.strip_rows;
+      work.run(u / strips, first_row, std::min(plan.strip_rows, s.out_height - first_row));
+    }
+  });
+
+  const int64_t rows = s.in_channels * s.taps();
+  float* total = scratch + plan.copy_floats(s) + plan.transposed_floats(s);
+  for (int64_t slot = 1; slot < plan.slots; ++slot) {
+    const float* part = total + slot * plan.slot_floats(s);
+    for (int64_t i = 0; i < plan.sum_floats(s); ++i) total[i] += part[i];
+  }
+  conv2d_kernels(plan.isa).copy_block(
+      {rows, s.out_channels, total, plan.out_pitch, 1, call.grad_weight, 1, rows});
+  if (call.grad_bias != nullptr)
+    std::copy_n(total + rows * plan.out_pitch, s.out_channels, call.grad_bias);
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT
+// The data movement and the direct tiles of conv2d against the formulas in conv2d_ukernels.h.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "common/shapes.h"
+#include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/gemm/gemm.h"
+
+namespace fastconv::cpu {
+namespace {
+
+using testing::Floats;
+using testing::Numbers;
+
+constexpr float kGuard = 12345.0f;
+
+// --- pack_panel -----------------------------------------------------------------------------------
+
+enum class Layout { kRows, kChannelsLast, kColumns };
+
+// Strides of one image and how far its last element lies from the first.
+struct ImageLayout {
+  Strides4 strides;
+  int64_t size;
+};
+
+ImageLayout image_layout(Layout layout, int64_t channels, int64_t height, int64_t width) {
+  Strides4 s{};
+  if (layout == Layout::kRows) {
+    s = contiguous_strides(channels, height, width + 2);  // rows lie in wider rows
+    s.channel += 1;
+  } else if (layout == Layout::kChannelsLast) {
+    s = channels_last_strides(channels, height, width);
+  } else {
+    s = {channels * height * width, height * width, 1, height};  // neither is contiguous
+  }
+  if (channels == 0 || height == 0 || width == 0) return {s, 0};
+  return {s, (channels - 1) * s.channel + (height - 1) * s.row + (width - 1) * s.column + 1};
+}
+
+struct PackCase {
+  Layout layout;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t column_step;
+  std::vector<int64_t> tap_rows;
+  std::vector<int64_t> tap_columns;
+  std::vector<PixelRun> runs;  // `image` is filled in by the check
+};
+
+std::string describe(const PackCase& c) {
+  std::string text = "pack: layout " + std::to_string(static_cast<int>(c.layout)) + ", image [" +
+                     std::to_string(c.channels) + ", " + std::to_string(c.height) + ", " +
+                     std::to_string(c.width) + "], step " + std::to_string(c.column_step);
+  for (const PixelRun& run : c.runs)
+    text += ", run of " + std::to_string(run.length) + " at " + std::to_string(run.row) + "," +
+            std::to_string(run.column);
+  return text;
+}
+
+void check_pack(const Conv2dKernels& kernels, PackCase c, Numbers& numbers) {
+  const ImageLayout layout = image_layout(c.layout, c.channels, c.height, c.width);
+  Floats image(layout.size);
+  int64_t pixels = 0;
+  for (int64_t i = 0; i < layout.size; ++i) image[i] = numbers.whole();
+  for (PixelRun& run : c.runs) {
+    run.image = image.data();
+    pixels += run.length;
+  }
+  const auto rows = static_cast<int64_t>(c.tap_rows.size());
+  const auto columns = static_cast<int64_t>(c.tap_columns.size());
+  const int64_t panel_rows = c.channels * rows * columns;
+  const int64_t pitch = pixels + numbers.between(0, 5);
+  Floats panel((panel_rows - 1) * pitch + pixels, kGuard);
+  Floats expected(panel.size(), kGuard);
+  for (int64_t channel = 0; channel < c.channels; ++channel)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t q = 0; q < columns; ++q) {
+        float* target =
+            expected.data() + (channel * rows * columns + r * columns + q) * pitch;
+        for (const PixelRun& run : c.runs)
+          for (int64_t p = 0; p < run.length; ++p) {
+            const int64_t i = run.row + c.tap_rows[r];
+            const int64_t j = run.column + c.tap_columns[q] + p * c.column_step;
+            const bool inside = i >= 0 && i < c.height && j >= 0 && j < c.width;
+            *target++ = inside ? image[channel * layout.strides.channel +
+                                       i * layout.strides.row + j * layout.strides.column]
+                               : 0.0f;
+          }
+      }
+
+  kernels.pack_panel({c.runs.data(), static_cast<int64_t>(c.runs.size()), c.tap_rows.data(), rows,
+                      c.tap_columns.data(), columns, c.channels, layout.strides.channel,
+                      layout.strides.row, layout.strides.column, c.column_step, c.height, c.width,
+                      panel.data(), pitch});
+  bool equal = true;
+  for (int64_t i = 0; i < panel.size(); ++i) equal = equal && panel[i] == expected[i];
+  CHECK_WITH(equal, describe(c));
+}
+
+void check_packing(const Conv2dKernels& kernels, Numbers& numbers) {
+  for (Layout layout : {Layout::kRows, Layout::kChannelsLast, Layout::kColumns})
+    for (int64_t step : {1, 2, 3, 5})
+      for (int64_t width : {1, 2, 7, 8, 16, 17, 31, 40})
+        for (int64_t length : {1, 3, 8, 15, 16, 17, 33})
+          for (int64_t column : {-40, -17, -3, -1, 0, 1, 5})
+            check_pack(kernels,
+                       {layout, 3, 4, width, step, {-1, 0, 2}, {-2, 0, 1},
+                        {{length, nullptr, numbers.between(-2, 4), column}}},
+                       numbers);
+  for (int round = 0; round < 300; ++round) {
+    PackCase c{static_cast<Layout>(numbers.between(0, 2)),
+               numbers.between(1, 40),
+               numbers.between(1, 6),
+               numbers.between(1, 40),
+               numbers.between(1, 4),
+               {},
+               {},
+               {}};
+    for (int64_t n = numbers.between(1, 3); n > 0; --n)
+      c.tap_rows.push_back(numbers.between(-4, 4));
+    for (int64_t n = numbers.between(1, 18); n > 0; --n)
+      c.tap_columns.push_back(numbers.between(-20, 20));
+    for (int64_t n = numbers.between(1, 4); n > 0; --n)
+      c.runs.push_back({numbers.between(1, 20), nullptr, numbers.between(-3, 6),
+                        numbers.between(-9, 9)});
+    check_pack(kernels, c, numbers);
+  }
+  // An image without pixels reads as zeros.
+  check_pack(kernels, {Layout::kRows, 2, 0, 5, 1, {0}, {0, 1}, {{9, nullptr, 0, -1}}}, numbers);
+  check_pack(kernels, {Layout::kRows, 2, 5, 0, 2, {0}, {0, 1}, {{9, nullptr, 0, -1}}}, numbers);
+}
+
+// --- copy_block -----------------------------------------------------------------------------------
+
+// Element distances of (channel, pixel): pixels contiguous, channels contiguous, or neither.
+void block_strides(int kind, int64_t channels, int64_t pixels, int64_t gap, int64_t* channel,
+                   int64_t* pixel) {
+  if (kind == 0) {
+    *channel = pixels + gap;
+    *pixel = 1;
+  } else if (kind == 1) {
+    *channel = 1;
+    *pixel = channels + gap;
+  } else {
+    *channel = 2;
+    *pixel = 2 * channels + 1 + gap;
+  }
+}
+
+void check_copy(const Conv2dKernels& kernels, int64_t channels, int64_t pixels, int from, int to,
+                Numbers& numbers) {
+  BlockCopy copy{};
+  copy.channels = channels;
+  copy.pixels = pixels;
+  block_strides(from, channels, pixels, numbers.between(0, 3), &copy.source_channel,
+                &copy.source_pixel);
+  block_strides(to, channels, pixels, numbers.between(0, 3), &copy.target_channel,
+                &copy.target_pixel);
+  Floats source((channels - 1) * copy.source_channel + (pixels - 1) * copy.source_pixel + 1);
+  Floats target((channels - 1) * copy.target_channel + (pixels - 1) * copy.target_pixel + 1,
+                kGuard);
+  Floats expected(target.size(), kGuard);
+  for (int64_t i = 0; i < source.size(); ++i) source[i] = numbers.whole();
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t p = 0; p < pixels; ++p)
+      expected[c * copy.target_channel + p * copy.target_pixel] =
+          source[c * copy.source_channel + p * copy.source_pixel];
+  copy.source = source.data();
+  copy.target = target.data();
+  kernels.copy_block(copy);
+  bool equal = true;
+  for (int64_t i = 0; i < target.size(); ++i) equal = equal && target[i] == expected[i];
+  CHECK_WITH(equal, "copy: " + std::to_string(channels) + " channels, " + std::to_string(pixels) +
+                        " pixels, kind " + std::to_string(from) + " to " + std::to_string(to));
+}
+
+void check_copies(const Conv2dKernels& kernels, Numbers& numbers) {
+  for (int64_t channels : {1, 2, 5, 7, 8, 9, 15, 16, 17, 33})
+    for (int64_t pixels : {1, 2, 7, 8, 9, 16, 17, 31, 50})
+      for (int from = 0; from < 3; ++from)
+        for (int to = 0; to < 3; ++to) check_copy(kernels, channels, pixels, from, to, numbers);
+}
+
+// --- direct tiles ---------------------------------------------------------------------------------
+
+struct DirectCase {
+  const DirectFamily* family;
+  int64_t rows;
+  int64_t lanes;
+  int64_t depth;
+  bool with_init;
+  bool accumulate;
+};
+
+void check_direct(const DirectCase& d, Numbers& numbers) {
+  constexpr int64_t kReach = 20;  // offsets run from 0 to this
+  const int64_t vectors = d.family->vectors;
+  Floats a(d.depth * d.rows);
+  Floats init(d.rows);
+  for (int64_t i = 0; i < a.size(); ++i) a[i] = numbers.whole();
+  for (int64_t i = 0; i < d.rows; ++i) init[i] = numbers.whole();
+  std::vector<int64_t> offsets;
+  int64_t furthest = 0;
+  for (int64_t k = 0; k < d.depth; ++k) {
+    offsets.push_back(numbers.between(0, kReach));
+    furthest = std::max(furthest, offsets.back());
+  }
+
+  DirectTile tile{};
+  tile.depth = d.depth;
+  tile.a = a.data();
+  tile.offsets = offsets.data();
+  tile.c_pitch = vectors * d.lanes + numbers.between(0, 3);
+  tile.row_init = d.with_init ? init.data() : nullptr;
+  tile.accumulate = d.accumulate;
+  Floats b(d.depth == 0 ? 0 : furthest + vectors * d.lanes);
+  Floats c((d.rows - 1) * tile.c_pitch + vectors * d.lanes, kGuard);
+  for (int64_t i = 0; i < b.size(); ++i) b[i] = numbers.whole();
+  if (d.accumulate)
+    for (int64_t i = 0; i < c.size(); ++i) c[i] = numbers.whole();
+  Floats expected(c.size());
+  for (int64_t i = 0; i < c.size(); ++i) expected[i] = c[i];
+  for (int64_t v = 0; v < vectors; ++v) {
+    tile.b[v] = b.data() + v * d.lanes;
+    tile.c[v] = c.data() + v * d.lanes;
+    tile.lanes[v] = numbers.between(0, 3) == 0 ? numbers.between(0, d.lanes) : d.lanes;
+    for (int64_t i = 0; i < d.rows; ++i)
+      for (int64_t l = 0; l < tile.lanes[v]; ++l) {
+        float& target = expected[v * d.lanes + i * tile.c_pitch + l];
+        if (!d.accumulate) target = d.with_init ? init[i] : 0.0f;
+        for (int64_t k = 0; k < d.depth; ++k)
+          target += a[k * d.rows + i] * tile.b[v][offsets[static_cast<size_t>(k)] + l];
+      }
+  }
+  d.family->by_rows[d.rows - 1](tile);
+  bool equal = true;
+  for (int64_t i = 0; i < c.size(); ++i) equal = equal && c[i] == expected[i];
+  CHECK_WITH(equal, "direct tile of " + std::to_string(d.rows) + " rows x " +
+                        std::to_string(vectors) + " vectors, depth " + std::to_string(d.depth));
+}
+
+void check_direct_family(const DirectFamily& family, const GemmFamily& same_size, int64_t lanes,
+                         Numbers& numbers) {
+  CHECK(family.vectors == same_size.vectors);
+  for (int64_t rows = 1; rows <= same_size.max_rows; ++rows)
+    for (int64_t depth : {0, 1, 2, 9, 30})
+      for (int round = 0; round < 8; ++round)
+        check_direct({&family, rows, lanes, depth, round % 2 == 0, round % 4 >= 2}, numbers);
+}
+
+}  // namespace
+}  // namespace fastconv::cpu
+
+int main() {
+  namespace cpu = fastconv::cpu;
+  fastconv::testing::Numbers numbers(2);
+  fastconv::testing::for_each_isa([&](cpu::Isa isa) {
+    const cpu::Conv2dKernels& kernels = cpu::conv2d_kernels(isa);
+    const cpu::GemmKernels& gemm = cpu::gemm_kernels(isa);
+    cpu::check_packing(kernels, numbers);
+    cpu::check_copies(kernels, numbers);
+    cpu::check_direct_family(kernels.direct_tall, gemm.packed_tall, gemm.lanes, numbers);
+    cpu::check_direct_family(kernels.direct_wide, gemm.packed_wide, gemm.lanes, numbers);
+  });
+  return fastconv::testing::report();
+}
