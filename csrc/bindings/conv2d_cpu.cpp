@@ -37,13 +37,16 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
                                   output.mutable_data_ptr<double>(), strides_of(output));
     return output;
   }
-  const cpu::Conv2dPlan plan = cpu::plan_conv2d_forward(shape);
+  const cpu::Conv2dForward call{shape,
+                                x.const_data_ptr<float>(),
+                                strides_of(x),
+                                w.const_data_ptr<float>(),
+                                b.defined() ? b.const_data_ptr<float>() : nullptr,
+                                output.mutable_data_ptr<float>(),
+                                strides_of(output)};
+  const cpu::Conv2dPlan plan = cpu::plan_conv2d_forward(call);
   const Scratch scratch(plan.scratch_floats);
-  cpu::conv2d_forward(plan,
-                      {shape, x.const_data_ptr<float>(), strides_of(x), w.const_data_ptr<float>(),
-                       b.defined() ? b.const_data_ptr<float>() : nullptr,
-                       output.mutable_data_ptr<float>(), strides_of(output)},
-                      scratch.data());
+  cpu::conv2d_forward(plan, call, scratch.data());
   return output;
 }
 
@@ -59,13 +62,15 @@ Tensor grad_input_4d(const Conv2dShape& shape, const Tensor& grad_output, const 
         w.const_data_ptr<double>(), grad_input.mutable_data_ptr<double>(), strides_of(grad_input));
     return grad_input;
   }
-  const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_input(shape);
+  const cpu::Conv2dGradInput call{shape,
+                                  grad_output.const_data_ptr<float>(),
+                                  strides_of(grad_output),
+                                  w.const_data_ptr<float>(),
+                                  grad_input.mutable_data_ptr<float>(),
+                                  strides_of(grad_input)};
+  const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_input(call);
   const Scratch scratch(plan.scratch_floats);
-  cpu::conv2d_grad_input(plan,
-                         {shape, grad_output.const_data_ptr<float>(), strides_of(grad_output),
-                          w.const_data_ptr<float>(), grad_input.mutable_data_ptr<float>(),
-                          strides_of(grad_input)},
-                         scratch.data());
+  cpu::conv2d_grad_input(plan, call, scratch.data());
   return grad_input;
 }
 
@@ -87,14 +92,16 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
         x.const_data_ptr<double>(), strides_of(x), grad_weight.mutable_data_ptr<double>(),
         with_bias ? grad_bias.mutable_data_ptr<double>() : nullptr);
   } else {
-    const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_weight(shape);
+    const cpu::Conv2dGradWeight call{shape,
+                                     grad_output.const_data_ptr<float>(),
+                                     strides_of(grad_output),
+                                     x.const_data_ptr<float>(),
+                                     strides_of(x),
+                                     grad_weight.mutable_data_ptr<float>(),
+                                     with_bias ? grad_bias.mutable_data_ptr<float>() : nullptr};
+    const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_weight(call);
     const Scratch scratch(plan.scratch_floats);
-    cpu::conv2d_grad_weight(plan,
-                            {shape, grad_output.const_data_ptr<float>(), strides_of(grad_output),
-                             x.const_data_ptr<float>(), strides_of(x),
-                             grad_weight.mutable_data_ptr<float>(),
-                             with_bias ? grad_bias.mutable_data_ptr<float>() : nullptr},
-                            scratch.data());
+    cpu::conv2d_grad_weight(plan, call, scratch.data());
   }
   return {grad_weight.contiguous(weight.suggest_memory_format()), grad_bias};
 }

@@ -136,9 +136,9 @@ void for_each_phase(const Conv2dGradInput& call, const Visit& visit) {
 
 }  // namespace
 
-Conv2dPlan plan_conv2d_forward(const Conv2dShape& shape) {
-  Conv2dPlan plan{active_isa(), worthwhile_threads(shape.multiply_adds(), 0), 0};
-  const GatherConv conv = forward_gather({shape, nullptr, {}, nullptr, nullptr, nullptr, {}});
+Conv2dPlan plan_conv2d_forward(const Conv2dForward& call) {
+  Conv2dPlan plan{active_isa(), worthwhile_threads(call.shape.multiply_adds(), 0), 0};
+  const GatherConv conv = forward_gather(call);
   plan.scratch_floats = gather_scratch_floats(plan_gather(conv, plan.isa, plan.threads), conv);
   return plan;
 }
@@ -150,9 +150,9 @@ void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* sc
   run_gather(gather, conv, scratch);
 }
 
-Conv2dPlan plan_conv2d_grad_input(const Conv2dShape& shape) {
-  Conv2dPlan plan{active_isa(), worthwhile_threads(shape.multiply_adds(), 0), 0};
-  for_each_phase({shape, nullptr, {}, nullptr, nullptr, {}}, [&](const GatherConv& conv) {
+Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call) {
+  Conv2dPlan plan{active_isa(), worthwhile_threads(call.shape.multiply_adds(), 0), 0};
+  for_each_phase(call, [&](const GatherConv& conv) {
     if (conv.taps() == 0) return;
     const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
     plan.scratch_floats = std::max(plan.scratch_floats, gather_scratch_floats(gather, conv));

@@ -19,7 +19,7 @@
 
 namespace fastconv::cpu {
 
-// What a call needs; made by plan_*, valid for that shape.
+// What a call needs; made by plan_*, valid for calls of the same shape and strides.
 struct Conv2dPlan {
   Isa isa;
   int64_t threads;         // threads the call may use
@@ -55,13 +55,14 @@ struct Conv2dGradWeight {
   float* grad_bias;    // [out_channels] or nullptr
 };
 
-Conv2dPlan plan_conv2d_forward(const Conv2dShape& shape);
+// Plans depend on the shape and the strides of a call; its pointers are not read.
+Conv2dPlan plan_conv2d_forward(const Conv2dForward& call);
 void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* scratch);
 
-Conv2dPlan plan_conv2d_grad_input(const Conv2dShape& shape);
+Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call);
 void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, float* scratch);
 
-Conv2dPlan plan_conv2d_grad_weight(const Conv2dShape& shape);
+Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call);
 void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
 
 }  // namespace fastconv::cpu

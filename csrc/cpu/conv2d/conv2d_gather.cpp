@@ -3,10 +3,13 @@
 #include "cpu/conv2d/conv2d_gather.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "common/checked.h"
-#include "cpu/conv2d/conv2d_direct.h"
 #include "cpu/conv2d/conv2d_panel.h"
+#include "cpu/conv2d/conv2d_strip.h"
+#include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
 
@@ -16,20 +19,81 @@ namespace {
 // Depth of one pass: a 14 x 512 block of weights is 28 KB and stays in L1.
 constexpr int64_t kMaxDepth = 512;
 
-// Cycles per vector of pixels, kernel tap and input channel, on a core that starts two
-// multiply-adds a cycle; measured on LeNet's layers, good enough to compare the two algorithms.
-GatherAlgorithm choose_gather_algorithm(const GatherConv& conv, int64_t lanes) {
-  constexpr double kPackCycles = 2.5;
-  const double multiply = 0.5 * static_cast<double>(conv.out_channels);
+// Weights beyond this many floats leave L2, and channel_vectors reads them once per tile.
+constexpr int64_t kMaxChannelVectorWeights = 160 * 1024;
+
+// The estimates below count cycles per vector of pixels, kernel tap and input channel, on a core
+// that starts two multiply-adds a cycle. The constants were fitted to single-thread timings of the
+// shapes in benchmarks/shapes; they only have to rank the algorithms.
+struct Costs {
+  double lanes;
+  double multiply;  // no waste at all
+  double pack;      // moving one vector of pixels into a panel
+  double copy;      // moving it into a strip, shared by all taps
+};
+
+Costs estimate_costs(const GatherConv& conv, int64_t lanes) {
+  const bool transposed = conv.input_strides.column != 1;  // channels_last input
+  const double move = transposed ? 6.0 : 2.5;
+  // Rows shorter than a vector are moved in as many steps as longer ones.
+  const double row_waste = 1.0 + 0.5 * static_cast<double>(lanes) / conv.grid_width;
+  return {static_cast<double>(lanes), 0.5 * static_cast<double>(conv.out_channels),
+          move * row_waste,
+          move * row_waste * static_cast<double>(conv.step_height * conv.step_width) /
+              static_cast<double>(conv.taps())};
+}
+
+double pixel_vector_cost(const GatherConv& conv, const Costs& costs) {
   const double width = static_cast<double>(conv.grid_width);
-  // Rows shorter than a vector are packed in as many steps as longer ones.
-  const double pack = kPackCycles * (1.0 + 0.5 * static_cast<double>(lanes) / width);
-  const double lane_waste =
-      static_cast<double>(round_up(conv.grid_width, lanes)) / static_cast<double>(conv.grid_width);
-  const double copy = kPackCycles * static_cast<double>(conv.step_height * conv.step_width) /
-                      static_cast<double>(conv.taps());
-  const bool direct = multiply * lane_waste + copy < multiply + pack;
-  return direct ? GatherAlgorithm::kDirect : GatherAlgorithm::kPanel;
+  const double lane_waste = costs.lanes * std::ceil(width / costs.lanes) / width;
+  return costs.multiply * lane_waste + costs.copy;
+}
+
+// Also finds the best tile width.
+double channel_vector_cost(const GatherConv& conv, const Costs& costs,
+                           const ChannelFamily* families, int64_t* tile_width) {
+  const double width = static_cast<double>(conv.grid_width);
+  const double depth = static_cast<double>(conv.in_channels * conv.taps());
+  const double channel_waste =
+      costs.lanes * std::ceil(conv.out_channels / costs.lanes) / conv.out_channels;
+  const bool in_place = conv.output_strides.channel == 1;
+  const double unpack = in_place ? 0.0 : 5.0 * static_cast<double>(conv.out_channels) / depth;
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kChannelWidths; ++i) {
+    const ChannelFamily& family = families[i];
+    if (conv.grid_width < family.columns) continue;
+    const double tile_waste = family.columns * std::ceil(width / family.columns) / width;
+    const int64_t lines = std::min(family.max_lines, conv.grid_height);
+    // Two multiply-adds a cycle with a latency of four take eight accumulators; loads for one
+    // vector of channels come as fast as multiply-adds, hence a small toll on narrow tiles.
+    const double accumulators = static_cast<double>(lines * family.columns * family.vectors);
+    const double stall = std::max(1.0, 8.0 / accumulators) * (family.vectors == 1 ? 1.05 : 1.0);
+    const double cost =
+        costs.multiply * channel_waste * tile_waste * stall + costs.copy + unpack;
+    if (cost < best) {
+      best = cost;
+      *tile_width = i;
+    }
+  }
+  return best;
+}
+
+void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
+  const int64_t lanes = gemm_kernels(plan->isa).lanes;
+  const Conv2dKernels& kernels = conv2d_kernels(plan->isa);
+  const Costs costs = estimate_costs(conv, lanes);
+  plan->algorithm = GatherAlgorithm::kPanel;
+  double best = costs.multiply + costs.pack;
+  const double pixel_vectors = pixel_vector_cost(conv, costs);
+  if (pixel_vectors < best) {
+    best = pixel_vectors;
+    plan->algorithm = GatherAlgorithm::kPixelVectors;
+  }
+  if (conv.weights() / conv.groups > kMaxChannelVectorWeights) return;
+  const ChannelFamily* families =
+      conv.out_channels > lanes ? kernels.channel_wide : kernels.channel_narrow;
+  if (channel_vector_cost(conv, costs, families, &plan->tile_width) < best)
+    plan->algorithm = GatherAlgorithm::kChannelVectors;
 }
 
 // Packs rows [first_row, first_row + rows) of the channels [c0, c0 + channels) of one group as
@@ -80,45 +144,57 @@ void pack_weights(const GatherPlan& plan, const GatherConv& conv, float* packed)
   });
 }
 
+// The packed weights, and what channel_vectors may read past them.
+int64_t packed_weight_floats(const GatherConv& conv) { return round_up(conv.weights(), 16) + 32; }
+
 }  // namespace
 
 const char* gather_algorithm_name(GatherAlgorithm algorithm) {
-  return algorithm == GatherAlgorithm::kDirect ? "direct" : "panel";
+  switch (algorithm) {
+    case GatherAlgorithm::kPixelVectors:
+      return "pixel_vectors";
+    case GatherAlgorithm::kChannelVectors:
+      return "channel_vectors";
+    case GatherAlgorithm::kPanel:
+      break;
+  }
+  return "panel";
 }
 
 GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
   const GemmKernels& kernels = gemm_kernels(isa);
   GatherPlan plan{};
   plan.isa = isa;
-  plan.algorithm = choose_gather_algorithm(conv, kernels.lanes);
   plan.wide_tiles = conv.out_channels <= kernels.packed_wide.max_rows;
-  const GemmFamily& family = plan.wide_tiles ? kernels.packed_wide : kernels.packed_tall;
-  const int64_t row_blocks = ceil_div(conv.out_channels, family.max_rows);
-  plan.block_rows = ceil_div(conv.out_channels, row_blocks);
-  const int64_t depth_channels = std::clamp<int64_t>(kMaxDepth / conv.taps(), 1, conv.in_channels);
-  plan.block_channels = ceil_div(conv.in_channels, ceil_div(conv.in_channels, depth_channels));
-  if (plan.algorithm == GatherAlgorithm::kDirect) {
-    plan_direct(conv, threads, &plan);
-  } else {
+  choose_algorithm(conv, &plan);
+  plan.block_rows = strip_block_rows(plan, conv.out_channels);
+  plan.block_channels = conv.in_channels;
+  if (plan.algorithm != GatherAlgorithm::kChannelVectors) {
+    const int64_t most = std::clamp<int64_t>(kMaxDepth / conv.taps(), 1, conv.in_channels);
+    plan.block_channels = ceil_div(conv.in_channels, ceil_div(conv.in_channels, most));
+  }
+  if (plan.algorithm == GatherAlgorithm::kPanel) {
     plan_panel(conv, threads, &plan);
+  } else {
+    plan_strip(conv, threads, &plan);
   }
   return plan;
 }
 
 int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
-  const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kDirect
-                                  ? direct_slot_floats(plan, conv)
-                                  : panel_slot_floats(plan, conv);
-  return round_up(conv.weights(), 16) + plan.slots * slot_floats;
+  const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kPanel
+                                  ? panel_slot_floats(plan, conv)
+                                  : strip_slot_floats(plan, conv);
+  return packed_weight_floats(conv) + plan.slots * slot_floats;
 }
 
 void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
   pack_weights(plan, conv, scratch);
-  float* slots = scratch + round_up(conv.weights(), 16);
-  if (plan.algorithm == GatherAlgorithm::kDirect) {
-    run_direct(plan, conv, scratch, slots);
-  } else {
+  float* slots = scratch + packed_weight_floats(conv);
+  if (plan.algorithm == GatherAlgorithm::kPanel) {
     run_panel(plan, conv, scratch, slots);
+  } else {
+    run_strip(plan, conv, scratch, slots);
   }
 }
 

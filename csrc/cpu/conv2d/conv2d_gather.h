@@ -8,13 +8,14 @@
 // Forward: one such gather. Input gradient: one per phase of the stride, without zero insertion,
 // because all inputs of a phase see the same subset of taps. Elements outside the input are zero.
 //
-// Two algorithms run it (choose_gather_algorithm says when):
-//   panel   pixels of the whole batch are numbered flat and cut into tiles, so small maps waste no
-//           lanes; per block of tiles the input is packed into a panel [channels * taps, pixels]
-//           that stays in L2 and is multiplied by all output channels
-//   direct  a padded copy of a strip of input rows is read in place by every tap: no panel, but
-//           each output row is cut into vectors of its own. For few output channels, where packing
-//           a panel costs as much as multiplying it
+// Three algorithms run it (choose_algorithm says when):
+//   panel            pixels of the whole batch are numbered flat and cut into tiles, so small maps
+//                    waste no lanes; per block of tiles the input is packed into a panel
+//                    [channels * taps, pixels] that stays in L2, for all output channels
+//   pixel_vectors    a padded copy of a strip of input rows is read in place by every tap, and each
+//                    output row is cut into vectors of its own; no panel
+//   channel_vectors  the same copy, its elements broadcast one by one: vectors run along the output
+//                    channels, no lane is lost to the width of the map
 // The full im2col matrix never exists.
 #pragma once
 
@@ -60,7 +61,7 @@ struct GatherConv {
   int64_t weights() const { return groups * out_channels * in_channels * taps(); }
 };
 
-enum class GatherAlgorithm { kPanel, kDirect };
+enum class GatherAlgorithm { kPanel, kPixelVectors, kChannelVectors };
 
 const char* gather_algorithm_name(GatherAlgorithm algorithm);
 
@@ -69,11 +70,12 @@ struct GatherPlan {
   Isa isa;
   GatherAlgorithm algorithm;
   int64_t slots;           // pieces that run in parallel
-  int64_t block_rows;      // output channels of one register tile
+  int64_t block_rows;      // output channels of one block of packed weights
   int64_t block_channels;  // input channels reduced per pass
   bool wide_tiles;         // few output channels: more pixels per tile instead
   int64_t block_tiles;     // panel: tiles of pixels packed at a time
-  int64_t strip_rows;      // direct: grid rows computed from one copied strip
+  int64_t strip_rows;      // strips: grid rows computed from one copy
+  int64_t tile_width;      // channel_vectors: index into Conv2dKernels::channel_*
 };
 
 GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads);

@@ -19,7 +19,8 @@ bool use_direct(const Conv2dShape& s) {
 
 }  // namespace
 
-Conv2dPlan plan_conv2d_grad_weight(const Conv2dShape& s) {
+Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
+  const Conv2dShape& s = call.shape;
   Conv2dPlan plan{active_isa(), worthwhile_threads(s.multiply_adds(), 0), 0};
   plan.scratch_floats = use_direct(s) ? weight_direct_scratch_floats(s, plan.isa, plan.threads)
                                       : weight_panel_scratch_floats(s, plan.isa, plan.threads);

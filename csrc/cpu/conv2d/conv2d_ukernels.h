@@ -76,6 +76,35 @@ struct DirectFamily {
   const DirectTileFn* by_rows;  // by_rows[rows - 1]
 };
 
+inline constexpr int kMaxChannelLines = 5;
+
+// A register tile of the forward pass whose vectors run along the output channels: `lines` grid
+// rows of `columns` neighbouring pixels each, every input element broadcast from where it lies.
+//   c[l][j * c_pixel + o] = bias[o] + sum_k lines[l][offsets[k] + j] * b[k * b_pitch + o]
+// Whole vectors of b are read; only the first `channels` of c are written.
+struct ChannelTile {
+  int64_t depth;
+  const int64_t* offsets;  // [depth]
+  const float* lines[kMaxChannelLines];
+  const float* b;
+  int64_t b_pitch;
+  float* c[kMaxChannelLines];
+  int64_t c_pixel;
+  int64_t channels;   // 1 .. vectors * lanes
+  const float* bias;  // [channels] or nullptr for zero
+};
+
+using ChannelTileFn = void (*)(const ChannelTile& tile);
+
+struct ChannelFamily {
+  int64_t columns;
+  int64_t vectors;
+  int64_t max_lines;
+  const ChannelTileFn* by_lines;  // by_lines[lines - 1]
+};
+
+inline constexpr int kChannelWidths = 4;  // tile widths 5, 7, 8 and 13
+
 inline constexpr int kMaxWeightLines = 9;
 
 // A register tile of the weight gradient that reads its input rows in place. A line is one kernel
@@ -111,6 +140,8 @@ inline constexpr int kWeightFamilies = 6;  // kernel widths 3, 5, 7, each narrow
 struct Conv2dKernels {
   DirectFamily direct_tall;
   DirectFamily direct_wide;
+  ChannelFamily channel_narrow[kChannelWidths];  // one vector of output channels
+  ChannelFamily channel_wide[kChannelWidths];    // two
   WeightFamily weight[kWeightFamilies];
   void (*pack_panel)(const PanelPack& pack);
   void (*copy_block)(const BlockCopy& copy);

@@ -10,6 +10,10 @@ namespace fastconv::cpu {
 const Conv2dKernels kConv2dKernelsAvx2 = {
     direct_family<6, 2>(),
     direct_family<4, 3>(),
+    {channel_family<5, 2, 1>(), channel_family<7, 1, 1>(),
+     channel_family<8, 1, 1>(), channel_family<13, 1, 1>()},
+    {channel_family<5, 1, 2>(), channel_family<7, 1, 2>(),
+     channel_family<8, 1, 2>(), channel_family<13, 1, 2>()},
     {weight_family<3, 4, 1>(), weight_family<3, 2, 2>(),
      weight_family<5, 2, 1>(), weight_family<5, 1, 2>(),
      weight_family<7, 1, 1>(), weight_family<7, 1, 2>()},

@@ -11,6 +11,9 @@
 namespace {
 
 using fastconv::cpu::BlockCopy;
+using fastconv::cpu::ChannelFamily;
+using fastconv::cpu::ChannelTile;
+using fastconv::cpu::ChannelTileFn;
 using fastconv::cpu::DirectFamily;
 using fastconv::cpu::DirectTile;
 using fastconv::cpu::DirectTileFn;
@@ -367,6 +370,72 @@ constexpr WeightFamily weight_family() {
   using Tiles =
       WeightTilesByLines<KernelWidth, Vectors, std::make_integer_sequence<int, MaxLines>>;
   return {KernelWidth, Vectors, MaxLines, Tiles::kTiles};
+}
+
+template <int Columns, int Lines, int Vectors>
+void channel_tile(const ChannelTile& tile) {
+  constexpr int kPixels = Lines * Columns;
+  Simd::Mask mask[Vectors];
+  typename Simd::Reg acc[kPixels][Vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    mask[v] = Simd::mask_first(max_of(0, min_of(kLanes, tile.channels - v * kLanes)));
+    const auto init =
+        tile.bias == nullptr ? Simd::zero() : Simd::load_masked(tile.bias + v * kLanes, mask[v]);
+#pragma GCC unroll 32
+    for (int i = 0; i < kPixels; ++i) acc[i][v] = init;
+  }
+
+  const float* lines[Lines];
+#pragma GCC unroll 8
+  for (int l = 0; l < Lines; ++l) lines[l] = tile.lines[l];
+  const float* b = tile.b;
+  for (int64_t k = 0; k < tile.depth; ++k, b += tile.b_pitch) {
+    const int64_t offset = tile.offsets[k];
+    typename Simd::Reg bv[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int l = 0; l < Lines; ++l)
+#pragma GCC unroll 16
+      for (int j = 0; j < Columns; ++j) {
+        const auto a = Simd::set1(lines[l][offset + j]);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v)
+          acc[l * Columns + j][v] = Simd::fma(a, bv[v], acc[l * Columns + j][v]);
+      }
+  }
+
+  const bool whole = tile.channels == Vectors * kLanes;
+#pragma GCC unroll 8
+  for (int l = 0; l < Lines; ++l)
+#pragma GCC unroll 16
+    for (int j = 0; j < Columns; ++j)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        float* c = tile.c[l] + j * tile.c_pixel + v * kLanes;
+        if (whole) {
+          Simd::store(c, acc[l * Columns + j][v]);
+        } else {
+          Simd::store_masked(c, acc[l * Columns + j][v], mask[v]);
+        }
+      }
+}
+
+template <int Columns, int Vectors, typename Sequence>
+struct ChannelTilesByLines;
+
+template <int Columns, int Vectors, int... LinesMinusOne>
+struct ChannelTilesByLines<Columns, Vectors, std::integer_sequence<int, LinesMinusOne...>> {
+  static constexpr ChannelTileFn kTiles[] = {
+      &channel_tile<Columns, LinesMinusOne + 1, Vectors>...};
+};
+
+template <int Columns, int MaxLines, int Vectors>
+constexpr ChannelFamily channel_family() {
+  static_assert(MaxLines <= fastconv::cpu::kMaxChannelLines);
+  using Tiles = ChannelTilesByLines<Columns, Vectors, std::make_integer_sequence<int, MaxLines>>;
+  return {Columns, Vectors, MaxLines, Tiles::kTiles};
 }
 
 }  // namespace

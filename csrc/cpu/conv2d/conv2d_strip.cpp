@@ -4,7 +4,7 @@
 // that neighbouring grid points are neighbours in memory whatever the stride:
 //
 //   strip[channel][row][phase][column]    input column = (column * step_width + phase) + left edge
-#include "cpu/conv2d/conv2d_direct.h"
+#include "cpu/conv2d/conv2d_strip.h"
 
 #include <algorithm>
 #include <cstring>
@@ -42,22 +42,19 @@ struct Strip {
   int64_t channel_pitch;
 };
 
-const DirectFamily& tile_family(const GatherPlan& plan) {
-  const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
-  return plan.wide_tiles ? kernels.direct_wide : kernels.direct_tall;
+int64_t count_vectors(const GatherPlan& plan, int64_t channels) {
+  return channels > gemm_kernels(plan.isa).lanes ? 2 : 1;
 }
 
-// One slot's work: strips of one image and group at a time.
-class DirectStrip {
+// Works on strips of one image and group at a time, in one slot.
+class StripWork {
  public:
-  DirectStrip(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
+  StripWork(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
       : plan_(plan),
         conv_(conv),
         strip_(conv, plan.strip_rows),
         kernels_(conv2d_kernels(plan.isa)),
-        family_(tile_family(plan)),
         lanes_(gemm_kernels(plan.isa).lanes),
-        in_place_(conv.output_strides.column == 1),
         weights_(weights),
         copy_(scratch),
         output_block_(copy_ + conv.in_channels * strip_.channel_pitch + kSlackFloats) {
@@ -80,14 +77,11 @@ class DirectStrip {
     const Strides4& out = conv_.output_strides;
     float* plane = conv_.output + image * out.batch + group * conv_.out_channels * out.channel +
                    first_row * out.row;
-    const int64_t pitch = in_place_ ? out.channel : plan_.strip_rows * conv_.grid_width;
-    const int64_t row_pitch = in_place_ ? out.row : conv_.grid_width;
-    for (int64_t c0 = 0; c0 < conv_.in_channels; c0 += plan_.block_channels)
-      multiply(group, c0, rows, in_place_ ? plane : output_block_, pitch, row_pitch);
-    if (in_place_) return;
-    for (int64_t i = 0; i < rows; ++i)
-      kernels_.copy_block({conv_.out_channels, conv_.grid_width, output_block_ + i * row_pitch,
-                           pitch, 1, plane + i * out.row, out.channel, out.column});
+    if (plan_.algorithm == GatherAlgorithm::kChannelVectors) {
+      run_channel_vectors(group, rows, plane);
+    } else {
+      run_pixel_vectors(group, rows, plane);
+    }
   }
 
  private:
@@ -109,9 +103,38 @@ class DirectStrip {
                          copy_, strip_.channel_pitch});
   }
 
+  const float* bias(int64_t group, int64_t o) const {
+    return conv_.bias == nullptr ? nullptr : conv_.bias + group * conv_.out_channels + o;
+  }
+
+  // Stores `channels` output channels of the block, which has `rows` dense grid rows.
+  void unpack(int64_t rows, int64_t channels, int64_t channel_stride, int64_t pixel_stride,
+              float* target) const {
+    const Strides4& out = conv_.output_strides;
+    const bool dense = out.row == conv_.grid_width * out.column;
+    const int64_t pieces = dense ? 1 : rows;
+    const int64_t pixels = rows * conv_.grid_width / pieces;
+    for (int64_t i = 0; i < pieces; ++i)
+      kernels_.copy_block({channels, pixels, output_block_ + i * pixels * pixel_stride,
+                           channel_stride, pixel_stride, target + i * out.row, out.channel,
+                           out.column});
+  }
+
+  void run_pixel_vectors(int64_t group, int64_t rows, float* plane) const {
+    const Strides4& out = conv_.output_strides;
+    const bool in_place = out.column == 1;
+    const int64_t block_pitch = plan_.strip_rows * conv_.grid_width;
+    for (int64_t c0 = 0; c0 < conv_.in_channels; c0 += plan_.block_channels)
+      multiply_pixel_vectors(group, c0, rows, in_place ? plane : output_block_,
+                             in_place ? out.channel : block_pitch,
+                             in_place ? out.row : conv_.grid_width);
+    if (!in_place) unpack(rows, conv_.out_channels, block_pitch, 1, plane);
+  }
+
   // Adds the input channels from c0 on to the `rows` grid rows of every output channel.
-  void multiply(int64_t group, int64_t c0, int64_t rows, float* output, int64_t pitch,
-                int64_t row_pitch) const {
+  void multiply_pixel_vectors(int64_t group, int64_t c0, int64_t rows, float* output,
+                              int64_t pitch, int64_t row_pitch) const {
+    const DirectFamily& family = plan_.wide_tiles ? kernels_.direct_wide : kernels_.direct_tall;
     const int64_t taps = conv_.taps();
     const int64_t channels = std::min(plan_.block_channels, conv_.in_channels - c0);
     const float* weights = weights_ + (group * conv_.in_channels + c0) * conv_.out_channels * taps;
@@ -125,10 +148,10 @@ class DirectStrip {
       tile.offsets = offsets_.data();
       tile.a = weights + o * tile.depth;
       tile.c_pitch = pitch;
-      tile.row_init = conv_.bias ? conv_.bias + group * conv_.out_channels + o : nullptr;
+      tile.row_init = bias(group, o);
       tile.accumulate = c0 > 0;
-      for (int64_t first = 0; first < vectors; first += family_.vectors) {
-        for (int64_t v = 0; v < family_.vectors; ++v) {
+      for (int64_t first = 0; first < vectors; first += family.vectors) {
+        for (int64_t v = 0; v < family.vectors; ++v) {
           // Past the last vector the first one is computed again, but not stored.
           const bool exists = first + v < vectors;
           const int64_t i = exists ? (first + v) / row_vectors : 0;
@@ -137,7 +160,47 @@ class DirectStrip {
           tile.c[v] = output + o * pitch + i * row_pitch + j;
           tile.lanes[v] = exists ? std::min(lanes_, conv_.grid_width - j) : 0;
         }
-        family_.by_rows[height - 1](tile);
+        family.by_rows[height - 1](tile);
+      }
+    }
+  }
+
+  void run_channel_vectors(int64_t group, int64_t rows, float* plane) const {
+    const Strides4& out = conv_.output_strides;
+    const bool in_place = out.channel == 1;
+    for (int64_t o = 0; o < conv_.out_channels; o += plan_.block_rows) {
+      const int64_t channels = std::min(plan_.block_rows, conv_.out_channels - o);
+      float* output = in_place ? plane + o : output_block_;
+      multiply_channel_vectors(group, o, channels, rows, output,
+                               in_place ? out.row : conv_.grid_width * channels,
+                               in_place ? out.column : channels);
+      if (!in_place) unpack(rows, channels, 1, channels, plane + o * out.channel);
+    }
+  }
+
+  void multiply_channel_vectors(int64_t group, int64_t o, int64_t channels, int64_t rows,
+                                float* output, int64_t row_pitch, int64_t pixel_pitch) const {
+    const bool wide = count_vectors(plan_, channels) == 2;
+    const ChannelFamily& family =
+        (wide ? kernels_.channel_wide : kernels_.channel_narrow)[plan_.tile_width];
+    ChannelTile tile{};
+    tile.depth = conv_.in_channels * conv_.taps();
+    tile.offsets = offsets_.data();
+    tile.b = weights_ + group * conv_.out_channels * tile.depth + o * tile.depth;
+    tile.b_pitch = channels;
+    tile.c_pixel = pixel_pitch;
+    tile.channels = channels;
+    tile.bias = bias(group, o);
+    for (int64_t i = 0; i < rows; i += family.max_lines) {
+      const int64_t lines = std::min(family.max_lines, rows - i);
+      for (int64_t tile_j = 0; tile_j < conv_.grid_width; tile_j += family.columns) {
+        // The last tile of a row moves left until it fits and computes some pixels again.
+        const int64_t j = std::min(tile_j, conv_.grid_width - family.columns);
+        for (int64_t l = 0; l < lines; ++l) {
+          tile.lines[l] = copy_ + (i + l) * conv_.step_height * strip_.row_pitch + j;
+          tile.c[l] = output + (i + l) * row_pitch + j * pixel_pitch;
+        }
+        family.by_lines[lines - 1](tile);
       }
     }
   }
@@ -146,9 +209,7 @@ class DirectStrip {
   const GatherConv& conv_;
   const Strip strip_;
   const Conv2dKernels& kernels_;
-  const DirectFamily& family_;
   const int64_t lanes_;
-  const bool in_place_;
   const float* weights_;
   float* copy_;
   float* output_block_;
@@ -158,7 +219,15 @@ class DirectStrip {
 
 }  // namespace
 
-void plan_direct(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
+int64_t strip_block_rows(const GatherPlan& plan, int64_t out_channels) {
+  const GemmKernels& kernels = gemm_kernels(plan.isa);
+  if (plan.algorithm == GatherAlgorithm::kChannelVectors)
+    return count_vectors(plan, out_channels) * kernels.lanes;
+  const GemmFamily& family = plan.wide_tiles ? kernels.packed_wide : kernels.packed_tall;
+  return ceil_div(out_channels, ceil_div(out_channels, family.max_rows));
+}
+
+void plan_strip(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
   const int64_t images = conv.batch * conv.groups;
   // Fewer images than threads: cut each image into several strips.
   const int64_t cuts = images >= threads ? 1 : ceil_div(threads, images);
@@ -170,19 +239,22 @@ void plan_direct(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
 }
 
 // Per slot: the copied strip, then an output block for strips that are not stored in place.
-int64_t direct_slot_floats(const GatherPlan& plan, const GatherConv& conv) {
+int64_t strip_slot_floats(const GatherPlan& plan, const GatherConv& conv) {
+  const int64_t channels = plan.algorithm == GatherAlgorithm::kChannelVectors
+                               ? std::min(plan.block_rows, conv.out_channels)
+                               : conv.out_channels;
   return round_up(conv.in_channels * Strip(conv, plan.strip_rows).channel_pitch + kSlackFloats +
-                      conv.out_channels * plan.strip_rows * conv.grid_width,
+                      channels * plan.strip_rows * conv.grid_width,
                   16);
 }
 
-void run_direct(const GatherPlan& plan, const GatherConv& conv, const float* weights,
-                float* slots) {
+void run_strip(const GatherPlan& plan, const GatherConv& conv, const float* weights,
+               float* slots) {
   const int64_t strips = ceil_div(conv.grid_height, plan.strip_rows);
   const int64_t units = conv.batch * conv.groups * strips;
-  const int64_t slot_floats = direct_slot_floats(plan, conv);
+  const int64_t slot_floats = strip_slot_floats(plan, conv);
   parallel_for(plan.slots, [&](int64_t slot) {
-    DirectStrip work(plan, conv, weights, slots + slot * slot_floats);
+    StripWork work(plan, conv, weights, slots + slot * slot_floats);
     for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
       const int64_t first_row = u % strips * plan.strip_rows;
       work.run(u / strips / conv.groups, u / strips % conv.groups, first_row,
