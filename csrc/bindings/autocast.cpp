@@ -17,12 +17,13 @@ Tensor conv2d_autocast(const Tensor& input, const Tensor& weight, const Optional
                        int64_t groups) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const OptionalTensor b = bias.has_value() ? OptionalTensor(to_float32(*bias)) : std::nullopt;
-  return call_conv2d(to_float32(input), to_float32(weight), b,
-                     {stride, padding, dilation, groups});
+  return call_conv2d(to_float32(input), to_float32(weight), b, {stride, padding, dilation, groups});
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) { m.impl("conv2d", &conv2d_autocast); }
+TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
+  m.impl("conv2d", &conv2d_autocast);
+}
 
 }  // namespace fastconv::bindings

@@ -16,15 +16,17 @@ void check_pair(at::IntArrayRef pair, const char* name, int64_t least) {
 }
 
 // Output size along one dimension; throws when the kernel does not fit or a product overflows.
-int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
-                    int64_t dilation, const char* name) {
+int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
+                    const char* name) {
   int64_t padded = 0, extent = 0;
   const bool fits = checked_mul(padding, 2, &padded) && checked_add(padded, size, &padded) &&
                     checked_mul(dilation, kernel - 1, &extent) && checked_add(extent, 1, &extent);
   TORCH_CHECK_VALUE(fits, "conv2d: expected sizes that fit 64-bit integers, got ", name, " ", size,
                     ", kernel ", kernel, ", padding ", padding, ", dilation ", dilation);
-  TORCH_CHECK_VALUE(extent <= padded, "conv2d: expected a kernel no larger than the padded input, "
-                    "got ", name, " ", padded, " (padding included) and kernel extent ", extent);
+  TORCH_CHECK_VALUE(extent <= padded,
+                    "conv2d: expected a kernel no larger than the padded input, "
+                    "got ",
+                    name, " ", padded, " (padding included) and kernel extent ", extent);
   return (padded - extent) / stride + 1;
 }
 

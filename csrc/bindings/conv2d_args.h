@@ -7,8 +7,8 @@
 
 namespace fastconv::bindings {
 
-// Throws ValueError (c10::ValueError) or RuntimeError with a message "conv2d: expected ..., got ...".
-// `input` is 4-D [N, C, H, W]. `bias` may be undefined.
+// Throws ValueError (c10::ValueError) or RuntimeError with a message "conv2d: expected ..., got
+// ...". `input` is 4-D [N, C, H, W]. `bias` may be undefined.
 Conv2dShape parse_conv2d_args(const Tensor& input, const Tensor& weight, const Tensor& bias,
                               const Conv2dOptions& options);
 

@@ -19,9 +19,8 @@ constexpr const char* kOptions = "options";
 constexpr const char* kMask = "mask";
 
 void save_options(AutogradContext* ctx, const Conv2dOptions& o) {
-  ctx->saved_data[kOptions] =
-      std::vector<int64_t>{o.stride[0],   o.stride[1],   o.padding[0], o.padding[1],
-                           o.dilation[0], o.dilation[1], o.groups};
+  ctx->saved_data[kOptions] = std::vector<int64_t>{
+      o.stride[0], o.stride[1], o.padding[0], o.padding[1], o.dilation[0], o.dilation[1], o.groups};
 }
 
 // The arrays behind the views of Conv2dOptions.
@@ -69,9 +68,9 @@ std::array<Tensor, 3> spread_by_mask(const std::vector<bool>& mask, const variab
 }
 
 struct Conv2dBackwardFunction : torch::autograd::Function<Conv2dBackwardFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output,
-                               const Tensor& input, const Tensor& weight,
-                               const Conv2dOptions& options, std::array<bool, 3> output_mask) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, const Conv2dOptions& options,
+                               std::array<bool, 3> output_mask) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({grad_output, input, weight});
     save_options(ctx, options);
@@ -97,18 +96,16 @@ struct Conv2dBackwardFunction : torch::autograd::Function<Conv2dBackwardFunction
     if (ctx->needs_input_grad(0)) {
       if (u.defined()) to_grad_output = call_conv2d(u, weight, std::nullopt, options);
       if (v.defined())
-        to_grad_output =
-            sum_defined(to_grad_output, call_conv2d(input, v, std::nullopt, options));
+        to_grad_output = sum_defined(to_grad_output, call_conv2d(input, v, std::nullopt, options));
       if (w.defined())
-        to_grad_output =
-            sum_defined(to_grad_output, w.reshape({-1, 1, 1}).expand_as(grad_output));
+        to_grad_output = sum_defined(to_grad_output, w.reshape({-1, 1, 1}).expand_as(grad_output));
     }
     if (ctx->needs_input_grad(1) && v.defined())
-      to_input = std::get<0>(
-          call_conv2d_backward(grad_output, input, v, options, {true, false, false}));
+      to_input =
+          std::get<0>(call_conv2d_backward(grad_output, input, v, options, {true, false, false}));
     if (ctx->needs_input_grad(2) && u.defined())
-      to_weight = std::get<1>(
-          call_conv2d_backward(grad_output, u, weight, options, {false, true, false}));
+      to_weight =
+          std::get<1>(call_conv2d_backward(grad_output, u, weight, options, {false, true, false}));
     return {to_grad_output, to_input, to_weight, Tensor(), Tensor()};
   }
 };
@@ -157,6 +154,8 @@ TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
   m.impl("_conv2d_backward", &conv2d_backward_autograd);
 }
 
-TORCH_LIBRARY_IMPL(fastconv, FuncTorchBatched, m) { m.impl("conv2d", &conv2d_vmap); }
+TORCH_LIBRARY_IMPL(fastconv, FuncTorchBatched, m) {
+  m.impl("conv2d", &conv2d_vmap);
+}
 
 }  // namespace fastconv::bindings

@@ -23,9 +23,8 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
   if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0)
     return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation,
                       options.groups);
-  Tensor output =
-      at::empty({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
-                input.options(), conv2d_memory_format(input, weight));
+  Tensor output = at::empty({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
+                            input.options(), conv2d_memory_format(input, weight));
   if (output.numel() == 0) return output;
   const Tensor x = readable(input);
   const Tensor w = weight.contiguous();
@@ -57,9 +56,9 @@ Tensor grad_input_4d(const Conv2dShape& shape, const Tensor& grad_output, const 
   if (grad_input.numel() == 0) return grad_input;
   const Tensor w = weight.contiguous();
   if (input.scalar_type() == at::kDouble) {
-    cpu::conv2d_grad_input_reference(
-        shape, grad_output.const_data_ptr<double>(), strides_of(grad_output),
-        w.const_data_ptr<double>(), grad_input.mutable_data_ptr<double>(), strides_of(grad_input));
+    cpu::conv2d_grad_input_reference(shape, grad_output.const_data_ptr<double>(),
+                                     strides_of(grad_output), w.const_data_ptr<double>(),
+                                     grad_input.mutable_data_ptr<double>(), strides_of(grad_input));
     return grad_input;
   }
   const cpu::Conv2dGradInput call{shape,
@@ -87,10 +86,10 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
   }
   const Tensor x = readable(input);
   if (input.scalar_type() == at::kDouble) {
-    cpu::conv2d_grad_weight_reference(
-        shape, grad_output.const_data_ptr<double>(), strides_of(grad_output),
-        x.const_data_ptr<double>(), strides_of(x), grad_weight.mutable_data_ptr<double>(),
-        with_bias ? grad_bias.mutable_data_ptr<double>() : nullptr);
+    cpu::conv2d_grad_weight_reference(shape, grad_output.const_data_ptr<double>(),
+                                      strides_of(grad_output), x.const_data_ptr<double>(),
+                                      strides_of(x), grad_weight.mutable_data_ptr<double>(),
+                                      with_bias ? grad_bias.mutable_data_ptr<double>() : nullptr);
   } else {
     const cpu::Conv2dGradWeight call{shape,
                                      grad_output.const_data_ptr<float>(),
@@ -119,8 +118,8 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
     const int64_t bias_size[] = {shape.out_channels};
     return at::convolution_backward(grad_output, input, weight, at::IntArrayRef(bias_size),
                                     options.stride, options.padding, options.dilation,
-                                    /*transposed=*/false, /*output_padding=*/{0, 0},
-                                    options.groups, output_mask);
+                                    /*transposed=*/false, /*output_padding=*/{0, 0}, options.groups,
+                                    output_mask);
   }
   const Tensor go = readable(grad_output);
   Tensor grad_input, grad_weight, grad_bias;
@@ -150,8 +149,8 @@ Tensor3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input, cons
   check_conv2d_input_rank(input);
   const Conv2dOptions options{stride, padding, dilation, groups};
   if (input.dim() == 4) return backward_4d(grad_output, input, weight, options, output_mask);
-  auto [grad_input, grad_weight, grad_bias] = backward_4d(
-      grad_output.unsqueeze(0), input.unsqueeze(0), weight, options, output_mask);
+  auto [grad_input, grad_weight, grad_bias] =
+      backward_4d(grad_output.unsqueeze(0), input.unsqueeze(0), weight, options, output_mask);
   if (grad_input.defined()) grad_input = grad_input.squeeze(0);
   return {grad_input, grad_weight, grad_bias};
 }

@@ -31,7 +31,9 @@ bool has_tangent(const Tensor& tensor) {
   return tensor.defined() && tensor._fw_grad(/*level=*/0).defined();
 }
 
-bool requires_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+bool requires_grad(const Tensor& tensor) {
+  return tensor.defined() && tensor.requires_grad();
+}
 
 bool runs_on_torch_kernels(at::ScalarType dtype) {
   return dtype == at::kBFloat16 || dtype == at::kHalf;

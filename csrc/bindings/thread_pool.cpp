@@ -8,7 +8,9 @@
 namespace fastconv::bindings {
 namespace {
 
-int64_t torch_num_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+int64_t torch_num_threads() {
+  return at::in_parallel_region() ? 1 : at::get_num_threads();
+}
 
 void run_on_torch_threads(int64_t tasks, void* context, void (*body)(void*, int64_t)) {
   at::parallel_for(0, tasks, /*grain_size=*/1, [&](int64_t begin, int64_t end) {

@@ -68,8 +68,7 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
     // vector of channels come as fast as multiply-adds, hence a small toll on narrow tiles.
     const double accumulators = static_cast<double>(lines * family.columns * family.vectors);
     const double stall = std::max(1.0, 8.0 / accumulators) * (family.vectors == 1 ? 1.05 : 1.0);
-    const double cost =
-        costs.multiply * channel_waste * tile_waste * stall + costs.copy + unpack;
+    const double cost = costs.multiply * channel_waste * tile_waste * stall + costs.copy + unpack;
     if (cost < best) {
       best = cost;
       *tile_width = i;
@@ -101,8 +100,8 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
 void pack_weight_piece(const GatherPlan& plan, const GatherConv& conv, int64_t group, int64_t c0,
                        int64_t channels, int64_t first_row, int64_t rows, float* target) {
   const int64_t taps = conv.taps();
-  const float* source = conv.weight + group * conv.weight_group + first_row * conv.weight_out +
-                        c0 * conv.weight_in;
+  const float* source =
+      conv.weight + group * conv.weight_group + first_row * conv.weight_out + c0 * conv.weight_in;
   // A whole kernel lies contiguous when every tap takes part: then the packing is a transposition,
   // of all channels at once where those are contiguous too.
   const bool whole_kernel = conv.weight_taps == taps;
@@ -113,7 +112,8 @@ void pack_weight_piece(const GatherPlan& plan, const GatherConv& conv, int64_t g
   }
   for (int64_t c = 0; c < channels; ++c, source += conv.weight_in, target += taps * rows) {
     if (whole_kernel) {
-      conv2d_kernels(plan.isa).copy_block({rows, taps, source, conv.weight_out, 1, target, 1, rows});
+      conv2d_kernels(plan.isa).copy_block(
+          {rows, taps, source, conv.weight_out, 1, target, 1, rows});
       continue;
     }
     float* next = target;
@@ -145,7 +145,9 @@ void pack_weights(const GatherPlan& plan, const GatherConv& conv, float* packed)
 }
 
 // The packed weights, and what channel_vectors may read past them.
-int64_t packed_weight_floats(const GatherConv& conv) { return round_up(conv.weights(), 16) + 32; }
+int64_t packed_weight_floats(const GatherConv& conv) {
+  return round_up(conv.weights(), 16) + 32;
+}
 
 }  // namespace
 

@@ -47,14 +47,14 @@ struct GatherConv {
   std::vector<int64_t> tap_rows;
   std::vector<int64_t> tap_columns;
 
-  const float* weight;  // w[g, o, c, r, q] at g * weight_group + o * weight_out + c * weight_in +
+  const float* weight;   // w[g, o, c, r, q] at g * weight_group + o * weight_out + c * weight_in +
   int64_t weight_group;  //                     weight_rows[r] + weight_columns[q]
   int64_t weight_out;
   int64_t weight_in;
   std::vector<int64_t> weight_rows;
   std::vector<int64_t> weight_columns;
   int64_t weight_taps;  // taps of the whole kernel; equal to taps() when all take part, in order
-  const float* bias;  // [groups * out_channels] or nullptr
+  const float* bias;    // [groups * out_channels] or nullptr
 
   int64_t taps() const { return static_cast<int64_t>(tap_rows.size() * tap_columns.size()); }
   int64_t pixels() const { return batch * grid_height * grid_width; }

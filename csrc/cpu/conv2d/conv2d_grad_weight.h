@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
-// The two algorithms of the weight gradient, both products over pixels on transposed tensors:
+// The algorithms of the weight gradient, all products over pixels:
 //
 //   grad_weight[k, o] = sum_p input[k, p] * grad_output[p, o]      k = (input channel, tap)
 //
-//   panel   the im2col strip of the forward pass, whose rows are read along the pixels; any shape
-//   direct  the taps read a padded copy of the input in place; kernel widths 3, 5 and 7 without
-//           column stride, where packing the panel would cost as much as multiplying it
+//   panel   the im2col strip of the forward pass, whose rows are read along the pixels; vectors run
+//           along the output channels, for which grad_output is transposed; any shape
+//   direct  the same product, but the taps read a padded copy of the input in place: kernel widths
+//           3, 5 and 7 without column stride, where packing a panel would cost as much as the rest
+//   dot     as direct with vectors along the pixels, nothing transposed: for few output channels
 //
-// grad_output is transposed once per block of output channels in both. Only
-// conv2d_grad_weight.cpp calls these.
+// Only conv2d_grad_weight.cpp calls these.
 #pragma once
 
 #include "cpu/conv2d/conv2d.h"
@@ -18,9 +19,14 @@ namespace fastconv::cpu {
 int64_t weight_panel_scratch_floats(const Conv2dShape& shape, Isa isa, int64_t threads);
 void grad_weight_panel(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
 
-// Precondition of both: weight_direct_applies(shape).
+enum class WeightVectors { kChannels, kPixels };  // direct, dot
+
+// Precondition of both: weight_direct_applies(shape); kPixels: grad_output's columns are
+// contiguous.
 bool weight_direct_applies(const Conv2dShape& shape);
-int64_t weight_direct_scratch_floats(const Conv2dShape& shape, Isa isa, int64_t threads);
-void grad_weight_direct(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
+int64_t weight_direct_scratch_floats(const Conv2dShape& shape, WeightVectors vectors, Isa isa,
+                                     int64_t threads);
+void grad_weight_direct(const Conv2dPlan& plan, const Conv2dGradWeight& call, WeightVectors vectors,
+                        float* scratch);
 
 }  // namespace fastconv::cpu

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The direct algorithm of conv2d_grad_weight.h. Each slot takes strips of output rows of its share
-// of the images and keeps its own sums [in_channels * taps + 1, out_channels], the last row being
-// the bias; the sums of all slots are added at the end, in slot order.
+// The direct and dot algorithms of conv2d_grad_weight.h. Each slot takes strips of output rows of
+// its share of the images and keeps its own sums, which are added at the end in slot order:
+//
+//   direct  [in_channels * taps + 1][out_channels], the last row being the bias
+//   dot     [line][out_channels][kernel_width][lanes], then the bias [out_channels][lanes]
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -19,6 +21,7 @@ constexpr int64_t kStripFloats = 40 * 1024;  // copies up to this size stay in L
 
 struct DirectPlan {
   Isa isa;
+  WeightVectors vectors;
   int64_t lanes;
   int64_t slots;
   int64_t strip_rows;  // output rows worked on at a time
@@ -33,19 +36,21 @@ struct DirectPlan {
   }
   int64_t copy_floats(const Conv2dShape& s) const { return s.in_channels * channel_pitch(s); }
   int64_t transposed_floats(const Conv2dShape& s) const {
-    return strip_rows * s.out_width * 2 * lanes;
+    return vectors == WeightVectors::kPixels ? 0 : strip_rows * s.out_width * 2 * lanes;
   }
   int64_t sum_floats(const Conv2dShape& s) const {
-    return (s.in_channels * s.taps() + 1) * out_pitch;
+    const int64_t columns = vectors == WeightVectors::kPixels ? s.out_channels * lanes : out_pitch;
+    return (s.in_channels * s.taps() + 1) * columns;
   }
   int64_t slot_floats(const Conv2dShape& s) const {
     return round_up(copy_floats(s) + transposed_floats(s) + sum_floats(s), 16);
   }
 };
 
-DirectPlan plan_direct(const Conv2dShape& s, Isa isa, int64_t threads) {
+DirectPlan plan_direct(const Conv2dShape& s, WeightVectors vectors, Isa isa, int64_t threads) {
   DirectPlan plan{};
   plan.isa = isa;
+  plan.vectors = vectors;
   plan.lanes = gemm_kernels(isa).lanes;
   plan.out_pitch = round_up(s.out_channels, plan.lanes);
   // Fewer images than threads: cut each image into several strips.
@@ -74,6 +79,10 @@ class WeightStrip {
   // Adds output rows [first_row, first_row + rows) of one image.
   void run(int64_t image, int64_t first_row, int64_t rows) {
     copy_input(image, first_row, rows);
+    if (plan_.vectors == WeightVectors::kPixels) {
+      multiply_along_pixels(image, first_row, rows);
+      return;
+    }
     for (int64_t o = 0; o < s_.out_channels;) {
       const int64_t vectors = s_.out_channels - o > plan_.lanes ? 2 : 1;
       transpose_grad_output(image, first_row, rows, o, vectors * plan_.lanes);
@@ -113,6 +122,38 @@ class WeightStrip {
                            transposed_ + i * pixels * columns, 1, columns});
   }
 
+  // Input row of the copy that line `line` = (channel, kernel row) starts with.
+  const float* line_start(int64_t line) const {
+    return copy_ + line / s_.kernel_height * plan_.channel_pitch(s_) +
+           line % s_.kernel_height * s_.dilation_height * plan_.row_pitch(s_);
+  }
+
+  void multiply_along_pixels(int64_t image, int64_t first_row, int64_t rows) {
+    const DotFamily& family = dot_family();
+    const Strides4& go = call_.grad_output_strides;
+    const int64_t blocks = ceil_div(s_.out_channels, family.max_channels);
+    const int64_t block_channels = ceil_div(s_.out_channels, blocks);
+    const int64_t lines = s_.in_channels * s_.kernel_height;
+    DotTile tile{};
+    tile.rows = rows;
+    tile.width = s_.out_width;
+    tile.line_pitch = s_.stride_height * plan_.row_pitch(s_);
+    tile.grad_channel = go.channel;
+    tile.grad_row = go.row;
+    for (int64_t line = 0; line < lines; ++line) {
+      tile.line = line_start(line);
+      for (int64_t o = 0; o < s_.out_channels; o += block_channels) {
+        const int64_t channels = std::min(block_channels, s_.out_channels - o);
+        tile.grad = call_.grad_output + image * go.batch + o * go.channel + first_row * go.row;
+        tile.sums = sums_ + (line * s_.out_channels + o) * s_.kernel_width * plan_.lanes;
+        tile.bias = line > 0
+                        ? nullptr
+                        : sums_ + (lines * s_.kernel_width * s_.out_channels + o) * plan_.lanes;
+        family.by_channels[channels - 1](tile);
+      }
+    }
+  }
+
   void multiply(int64_t rows, int64_t o, int64_t vectors) {
     const WeightFamily& family = weight_family(vectors);
     const int64_t lines = s_.in_channels * s_.kernel_height;
@@ -127,12 +168,7 @@ class WeightStrip {
     tile.c_pitch = plan_.out_pitch;
     for (int64_t first = 0; first < lines; first += block_lines) {
       const int64_t count = std::min(block_lines, lines - first);
-      for (int64_t l = 0; l < count; ++l) {
-        const int64_t channel = (first + l) / s_.kernel_height;
-        const int64_t kernel_row = (first + l) % s_.kernel_height;
-        tile.lines[l] = copy_ + channel * plan_.channel_pitch(s_) +
-                        kernel_row * s_.dilation_height * plan_.row_pitch(s_);
-      }
+      for (int64_t l = 0; l < count; ++l) tile.lines[l] = line_start(first + l);
       tile.c = sums_ + first * s_.kernel_width * plan_.out_pitch + o;
       tile.bias = first == 0 ? sums_ + s_.in_channels * s_.taps() * plan_.out_pitch + o : nullptr;
       family.by_lines[count - 1](tile);
@@ -147,6 +183,12 @@ class WeightStrip {
     return kernels_.weight[i];
   }
 
+  const DotFamily& dot_family() const {
+    int i = 0;
+    while (kernels_.dot[i].kernel_width != s_.kernel_width) ++i;
+    return kernels_.dot[i];
+  }
+
   const DirectPlan& plan_;
   const Conv2dGradWeight& call_;
   const Conv2dShape& s_;
@@ -157,6 +199,36 @@ class WeightStrip {
   std::vector<PixelRun> runs_;
 };
 
+// Adds the sums of all slots and writes both gradients; `sums` is slot 0's.
+void store_channel_sums(const DirectPlan& plan, const Conv2dGradWeight& call, float* sums) {
+  const Conv2dShape& s = call.shape;
+  for (int64_t slot = 1; slot < plan.slots; ++slot) {
+    const float* part = sums + slot * plan.slot_floats(s);
+    for (int64_t i = 0; i < plan.sum_floats(s); ++i) sums[i] += part[i];
+  }
+  const int64_t rows = s.in_channels * s.taps();
+  conv2d_kernels(plan.isa).copy_block(
+      {rows, s.out_channels, sums, plan.out_pitch, 1, call.grad_weight, 1, rows});
+  if (call.grad_bias != nullptr)
+    std::copy_n(sums + rows * plan.out_pitch, s.out_channels, call.grad_bias);
+}
+
+void store_lane_sums(const DirectPlan& plan, const Conv2dGradWeight& call, const float* sums) {
+  const Conv2dShape& s = call.shape;
+  const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
+  const int64_t lines = s.in_channels * s.kernel_height;
+  std::fill_n(call.grad_weight, s.out_channels * s.in_channels * s.taps(), 0.0f);
+  if (call.grad_bias != nullptr) std::fill_n(call.grad_bias, s.out_channels, 0.0f);
+  for (int64_t slot = 0; slot < plan.slots; ++slot) {
+    const float* part = sums + slot * plan.slot_floats(s);
+    for (int64_t line = 0; line < lines; ++line)
+      for (int64_t o = 0; o < s.out_channels; ++o, part += s.kernel_width * plan.lanes)
+        kernels.add_lanes(part, s.kernel_width,
+                          call.grad_weight + (o * lines + line) * s.kernel_width);
+    if (call.grad_bias != nullptr) kernels.add_lanes(part, s.out_channels, call.grad_bias);
+  }
+}
+
 }  // namespace
 
 bool weight_direct_applies(const Conv2dShape& s) {
@@ -164,15 +236,16 @@ bool weight_direct_applies(const Conv2dShape& s) {
   return s.groups == 1 && s.stride_width == 1 && s.dilation_width == 1 && width_has_tiles;
 }
 
-int64_t weight_direct_scratch_floats(const Conv2dShape& s, Isa isa, int64_t threads) {
-  const DirectPlan plan = plan_direct(s, isa, threads);
+int64_t weight_direct_scratch_floats(const Conv2dShape& s, WeightVectors vectors, Isa isa,
+                                     int64_t threads) {
+  const DirectPlan plan = plan_direct(s, vectors, isa, threads);
   return plan.slots * plan.slot_floats(s);
 }
 
 void grad_weight_direct(const Conv2dPlan& call_plan, const Conv2dGradWeight& call,
-                        float* scratch) {
+                        WeightVectors vectors, float* scratch) {
   const Conv2dShape& s = call.shape;
-  const DirectPlan plan = plan_direct(s, call_plan.isa, call_plan.threads);
+  const DirectPlan plan = plan_direct(s, vectors, call_plan.isa, call_plan.threads);
   const int64_t strips = ceil_div(s.out_height, plan.strip_rows);
   const int64_t units = s.batch * strips;
   parallel_for(plan.slots, [&](int64_t slot) {
@@ -182,17 +255,12 @@ void grad_weight_direct(const Conv2dPlan& call_plan, const Conv2dGradWeight& cal
       work.run(u / strips, first_row, std::min(plan.strip_rows, s.out_height - first_row));
     }
   });
-
-  const int64_t rows = s.in_channels * s.taps();
-  float* total = scratch + plan.copy_floats(s) + plan.transposed_floats(s);
-  for (int64_t slot = 1; slot < plan.slots; ++slot) {
-    const float* part = total + slot * plan.slot_floats(s);
-    for (int64_t i = 0; i < plan.sum_floats(s); ++i) total[i] += part[i];
+  float* sums = scratch + plan.copy_floats(s) + plan.transposed_floats(s);
+  if (vectors == WeightVectors::kPixels) {
+    store_lane_sums(plan, call, sums);
+  } else {
+    store_channel_sums(plan, call, sums);
   }
-  conv2d_kernels(plan.isa).copy_block(
-      {rows, s.out_channels, total, plan.out_pitch, 1, call.grad_weight, 1, rows});
-  if (call.grad_bias != nullptr)
-    std::copy_n(total + rows * plan.out_pitch, s.out_channels, call.grad_bias);
 }
 
 }  // namespace fastconv::cpu

@@ -64,8 +64,8 @@ struct KernelTaps {
 // Sums over the pixels of one slice, for one group and one block of input channels.
 class WeightBlock {
  public:
-  WeightBlock(const WeightPlan& plan, const Conv2dGradWeight& call,
-              const KernelTaps& taps, int64_t group, int64_t block, float* scratch)
+  WeightBlock(const WeightPlan& plan, const Conv2dGradWeight& call, const KernelTaps& taps,
+              int64_t group, int64_t block, float* scratch)
       : plan_(plan),
         call_(call),
         s_(call.shape),
@@ -130,30 +130,26 @@ class WeightBlock {
               call_.input + n * in.batch + (group_ * s_.group_in_channels() + c0_) * in.channel,
               i * s_.stride_height, j * s_.stride_width};
         });
-    kernels_.pack_panel({runs, run_count, taps_.rows.data(), s_.kernel_height,
-                         taps_.columns.data(), s_.kernel_width, channels_, in.channel, in.row,
-                         in.column, s_.stride_width, s_.in_height, s_.in_width, panel_,
-                         kPanelPitch});
+    kernels_.pack_panel({runs, run_count, taps_.rows.data(), s_.kernel_height, taps_.columns.data(),
+                         s_.kernel_width, channels_, in.channel, in.row, in.column, s_.stride_width,
+                         s_.in_height, s_.in_width, panel_, kPanelPitch});
   }
 
-  void multiply(int64_t first, int64_t count, int64_t o, int64_t columns,
-                const GemmFamily& family, bool accumulate) {
+  void multiply(int64_t first, int64_t count, int64_t o, int64_t columns, const GemmFamily& family,
+                bool accumulate) {
     const Strides4& go = call_.grad_output_strides;
     const int64_t pitch = family.vectors * gemm_.lanes;
-    const float* source =
-        call_.grad_output + (group_ * s_.group_out_channels() + o) * go.channel;
+    const float* source = call_.grad_output + (group_ * s_.group_out_channels() + o) * go.channel;
     // Columns past the last channel are multiplied but never stored; zero keeps them harmless.
     if (columns < pitch) std::memset(transposed_, 0, sizeof(float) * count * pitch);
     // Rows that follow each other without a gap are one long row.
     const bool dense = go.row == s_.out_width * go.column;
-    for_each_pixel_run(first, count, dense ? 1 : s_.out_height,
-                       dense ? s_.out_pixels() : s_.out_width,
-                       [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
-                         kernels_.copy_block(
-                             {columns, length,
-                              source + n * go.batch + i * go.row + j * go.column, go.channel,
-                              go.column, transposed_ + offset * pitch, 1, pitch});
-                       });
+    for_each_pixel_run(
+        first, count, dense ? 1 : s_.out_height, dense ? s_.out_pixels() : s_.out_width,
+        [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
+          kernels_.copy_block({columns, length, source + n * go.batch + i * go.row + j * go.column,
+                               go.channel, go.column, transposed_ + offset * pitch, 1, pitch});
+        });
     const int64_t rows = weight_rows_ + (has_ones_ ? 1 : 0);
     const int64_t row_blocks = ceil_div(rows, family.max_rows);
     const int64_t block_rows = ceil_div(rows, row_blocks);
@@ -194,7 +190,8 @@ WeightPlan plan_blocks(const Conv2dShape& s, Isa isa, int64_t threads) {
   const int64_t blocks = ceil_div(s.group_in_channels(), plan.block_channels);
   plan.block_channels = ceil_div(s.group_in_channels(), blocks);
   const int64_t chunks = ceil_div(s.batch * s.out_pixels(), kChunkPixels);
-  plan.pixel_slices = std::clamp<int64_t>(ceil_div(wanted, blocks), 1, std::max<int64_t>(chunks, 1));
+  plan.pixel_slices =
+      std::clamp<int64_t>(ceil_div(wanted, blocks), 1, std::max<int64_t>(chunks, 1));
   plan.slots = std::clamp<int64_t>(threads, 1, units(plan, s));
   return plan;
 }
@@ -222,7 +219,8 @@ void grad_weight_panel(const Conv2dPlan& call_plan, const Conv2dGradWeight& call
   const int64_t unit_count = units(plan, s);
   const int64_t floats = task_floats(plan, s);
   parallel_for(plan.slots, [&](int64_t slot) {
-    for (int64_t u = unit_count * slot / plan.slots; u < unit_count * (slot + 1) / plan.slots; ++u) {
+    for (int64_t u = unit_count * slot / plan.slots; u < unit_count * (slot + 1) / plan.slots;
+         ++u) {
       float* memory = scratch + (slices > 1 ? u : slot) * floats;
       WeightBlock block(plan, call, taps, u / slices / blocks, u / slices % blocks, memory);
       block.accumulate(u % slices);

@@ -75,20 +75,19 @@ class PixelBlock {
     int64_t run_count = 0;
     for_each_pixel_run(first, pixels, conv_.grid_height, conv_.grid_width,
                        [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t) {
-                         runs[run_count++] = {
-                             length,
-                             conv_.input + n * in.batch +
-                                 (group_ * conv_.in_channels + c0) * in.channel,
-                             i * conv_.step_height, j * conv_.step_width};
+                         runs[run_count++] = {length,
+                                              conv_.input + n * in.batch +
+                                                  (group_ * conv_.in_channels + c0) * in.channel,
+                                              i * conv_.step_height, j * conv_.step_width};
                        });
     // Lanes past the last pixel are multiplied but never stored; zero keeps them harmless.
     if (pixels < tile_pixels_)
       std::memset(panel, 0, sizeof(float) * taps_ * channels * tile_pixels_);
     kernels_.pack_panel({runs, run_count, conv_.tap_rows.data(),
                          static_cast<int64_t>(conv_.tap_rows.size()), conv_.tap_columns.data(),
-                         static_cast<int64_t>(conv_.tap_columns.size()), channels, in.channel, in.row,
-                         in.column, conv_.step_width, conv_.in_height, conv_.in_width, panel,
-                         tile_pixels_});
+                         static_cast<int64_t>(conv_.tap_columns.size()), channels, in.channel,
+                         in.row, in.column, conv_.step_width, conv_.in_height, conv_.in_width,
+                         panel, tile_pixels_});
   }
 
   void multiply(int64_t first, int64_t count, int64_t c0, int64_t channels) const {
@@ -114,14 +113,13 @@ class PixelBlock {
     if (direct_output(conv_, group_, first, pixels) != nullptr) return;
     const Strides4& out = conv_.output_strides;
     float* group_output = conv_.output + group_ * conv_.out_channels * out.channel;
-    for_each_pixel_run(first, pixels, conv_.grid_height, conv_.grid_width,
-                       [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
-                         kernels_.copy_block({conv_.out_channels, length, block + offset,
-                                              output_pitch(), 1,
-                                              group_output + n * out.batch + i * out.row +
-                                                  j * out.column,
-                                              out.channel, out.column});
-                       });
+    for_each_pixel_run(
+        first, pixels, conv_.grid_height, conv_.grid_width,
+        [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
+          kernels_.copy_block({conv_.out_channels, length, block + offset, output_pitch(), 1,
+                               group_output + n * out.batch + i * out.row + j * out.column,
+                               out.channel, out.column});
+        });
   }
 
   const GatherPlan& plan_;

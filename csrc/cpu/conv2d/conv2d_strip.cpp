@@ -87,10 +87,9 @@ class StripWork {
  private:
   void copy_input(int64_t image, int64_t group, int64_t first_row, int64_t rows) {
     const Strides4& in = conv_.input_strides;
-    const int64_t used_rows = (rows - 1) * conv_.step_height + strip_.rows -
-                              (plan_.strip_rows - 1) * conv_.step_height;
-    const float* source =
-        conv_.input + image * in.batch + group * conv_.in_channels * in.channel;
+    const int64_t used_rows =
+        (rows - 1) * conv_.step_height + strip_.rows - (plan_.strip_rows - 1) * conv_.step_height;
+    const float* source = conv_.input + image * in.batch + group * conv_.in_channels * in.channel;
     int64_t count = 0;
     for (int64_t r = 0; r < used_rows; ++r)
       for (int64_t phase = 0; phase < conv_.step_width; ++phase)
@@ -132,8 +131,8 @@ class StripWork {
   }
 
   // Adds the input channels from c0 on to the `rows` grid rows of every output channel.
-  void multiply_pixel_vectors(int64_t group, int64_t c0, int64_t rows, float* output,
-                              int64_t pitch, int64_t row_pitch) const {
+  void multiply_pixel_vectors(int64_t group, int64_t c0, int64_t rows, float* output, int64_t pitch,
+                              int64_t row_pitch) const {
     const DirectFamily& family = plan_.wide_tiles ? kernels_.direct_wide : kernels_.direct_tall;
     const int64_t taps = conv_.taps();
     const int64_t channels = std::min(plan_.block_channels, conv_.in_channels - c0);
@@ -248,8 +247,7 @@ int64_t strip_slot_floats(const GatherPlan& plan, const GatherConv& conv) {
                   16);
 }
 
-void run_strip(const GatherPlan& plan, const GatherConv& conv, const float* weights,
-               float* slots) {
+void run_strip(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* slots) {
   const int64_t strips = ceil_div(conv.grid_height, plan.strip_rows);
   const int64_t units = conv.batch * conv.groups * strips;
   const int64_t slot_floats = strip_slot_floats(plan, conv);

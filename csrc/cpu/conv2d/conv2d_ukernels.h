@@ -23,7 +23,7 @@ struct PixelRun {
 struct PanelPack {
   const PixelRun* runs;
   int64_t run_count;
-  const int64_t* tap_rows;     // input row of each kernel row relative to tap offset (0, 0)
+  const int64_t* tap_rows;  // input row of each kernel row relative to tap offset (0, 0)
   int64_t tap_row_count;
   const int64_t* tap_columns;  // likewise for the columns
   int64_t tap_column_count;
@@ -136,6 +136,35 @@ struct WeightFamily {
 
 inline constexpr int kWeightFamilies = 6;  // kernel widths 3, 5, 7, each narrow (1) and wide (2)
 
+// A register tile of the weight gradient whose vectors run along the pixels of a row; for few
+// output channels. One line (see WeightTile), `rows_of_c` output channels:
+//   sums[o * kernel_width + q][lane] += sum_{i, j = lane mod lanes} line[i * line_pitch + j + q] *
+//                                                        grad[o * grad_channel + i * grad_row + j]
+//   bias[o][lane] += sum_{i, j = lane mod lanes} grad[o * grad_channel + i * grad_row + j]
+// `lanes` floats per sum. Nothing past column width - 1 + q is read.
+struct DotTile {
+  int64_t rows;
+  int64_t width;
+  const float* line;
+  int64_t line_pitch;
+  const float* grad;
+  int64_t grad_channel;
+  int64_t grad_row;
+  float* sums;
+  float* bias;  // or nullptr
+};
+
+using DotTileFn = void (*)(const DotTile& tile);
+
+// Tiles for one kernel width, 1 .. max_channels output channels.
+struct DotFamily {
+  int64_t kernel_width;
+  int64_t max_channels;
+  const DotTileFn* by_channels;  // by_channels[channels - 1]
+};
+
+inline constexpr int kDotFamilies = 3;  // kernel widths 3, 5 and 7
+
 // direct_tall and direct_wide have the tile sizes of GemmKernels' packed_tall and packed_wide.
 struct Conv2dKernels {
   DirectFamily direct_tall;
@@ -143,6 +172,9 @@ struct Conv2dKernels {
   ChannelFamily channel_narrow[kChannelWidths];  // one vector of output channels
   ChannelFamily channel_wide[kChannelWidths];    // two
   WeightFamily weight[kWeightFamilies];
+  DotFamily dot[kDotFamilies];
+  // total[i] += sum of the `lanes` floats of sums[i], for i < count.
+  void (*add_lanes)(const float* sums, int64_t count, float* total);
   void (*pack_panel)(const PanelPack& pack);
   void (*copy_block)(const BlockCopy& copy);
 };
@@ -152,7 +184,7 @@ extern const Conv2dKernels kConv2dKernelsAvx2;
 extern const Conv2dKernels kConv2dKernelsAvx512;
 
 inline const Conv2dKernels& conv2d_kernels(Isa isa) {
-  return isa == Isa::kAvx512  ? kConv2dKernelsAvx512
+  return isa == Isa::kAvx512 ? kConv2dKernelsAvx512
          : isa == Isa::kAvx2 ? kConv2dKernelsAvx2
                              : kConv2dKernelsScalar;
 }

@@ -17,6 +17,9 @@ using fastconv::cpu::ChannelTileFn;
 using fastconv::cpu::DirectFamily;
 using fastconv::cpu::DirectTile;
 using fastconv::cpu::DirectTileFn;
+using fastconv::cpu::DotFamily;
+using fastconv::cpu::DotTile;
+using fastconv::cpu::DotTileFn;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PixelRun;
 using fastconv::cpu::WeightFamily;
@@ -25,8 +28,12 @@ using fastconv::cpu::WeightTileFn;
 
 constexpr int64_t kLanes = Simd::kLanes;
 
-inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min_of(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+inline int64_t max_of(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 
 // Lanes [begin, end) of a vector, the part that lies inside the image.
 struct LaneRange {
@@ -89,7 +96,8 @@ inline void move_stride_two(const PanelPack& pack, const float* source, float* t
   }
 }
 
-// Channels are contiguous (channels_last): kLanes pixels x kLanes channels are transposed at a time.
+// Channels are contiguous (channels_last): kLanes pixels x kLanes channels are transposed at a
+// time.
 inline void move_channels_last(const PanelPack& pack, const float* source, float* target,
                                int64_t pitch, LaneRange inside, int64_t lanes) {
   const int64_t pixel_stride = pack.column_step * pack.column_stride;
@@ -131,8 +139,7 @@ void pack_vector(const PanelPack& pack, const PixelRun& run, int64_t first_pixel
   const int64_t pitch = taps * pack.panel_pitch;
   for (int64_t r = 0; r < pack.tap_row_count; ++r) {
     const int64_t row = run.row + pack.tap_rows[r];
-    float* target =
-        pack.panel + (r * pack.tap_column_count + q0) * pack.panel_pitch + first_pixel;
+    float* target = pack.panel + (r * pack.tap_column_count + q0) * pack.panel_pitch + first_pixel;
     if (row < 0 || row >= pack.height) {
       for (int64_t q = 0; q < count; ++q, target += pack.panel_pitch)
         fill_zero(target, pitch, pack.channels, Simd::mask_first(lanes));
@@ -173,7 +180,8 @@ void pack_panel(const PanelPack& pack) {
   return pack_runs<move_any_stride>(pack);
 }
 
-// target rows and source rows are both contiguous: rows x columns floats, whole vectors then a tail.
+// target rows and source rows are both contiguous: rows x columns floats, whole vectors then a
+// tail.
 void copy_rows(int64_t rows, int64_t columns, const float* source, int64_t source_row,
                float* target, int64_t target_row) {
   const int64_t whole = columns / kLanes * kLanes;
@@ -244,7 +252,8 @@ void direct_tile(const DirectTile& tile) {
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
-        acc[i][v] = Simd::load_masked(tile.c[v] + i * tile.c_pitch, Simd::mask_first(tile.lanes[v]));
+        acc[i][v] =
+            Simd::load_masked(tile.c[v] + i * tile.c_pitch, Simd::mask_first(tile.lanes[v]));
   } else {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
@@ -303,7 +312,9 @@ constexpr DirectFamily direct_family() {
 // Makes the compiler forget what it knows of a value. GCC's partial redundancy elimination would
 // otherwise carry loads of neighbouring taps over to the next pixel and spill them all; loading a
 // broadcast anew is free.
-inline void forget(int64_t& value) { __asm__("" : "+r"(value)); }
+inline void forget(int64_t& value) {
+  __asm__("" : "+r"(value));
+}
 
 template <int KernelWidth, int Lines, int Vectors>
 void weight_tile(const WeightTile& tile) {
@@ -367,8 +378,7 @@ struct WeightTilesByLines<KernelWidth, Vectors, std::integer_sequence<int, Lines
 template <int KernelWidth, int MaxLines, int Vectors>
 constexpr WeightFamily weight_family() {
   static_assert(MaxLines <= fastconv::cpu::kMaxWeightLines);
-  using Tiles =
-      WeightTilesByLines<KernelWidth, Vectors, std::make_integer_sequence<int, MaxLines>>;
+  using Tiles = WeightTilesByLines<KernelWidth, Vectors, std::make_integer_sequence<int, MaxLines>>;
   return {KernelWidth, Vectors, MaxLines, Tiles::kTiles};
 }
 
@@ -427,8 +437,7 @@ struct ChannelTilesByLines;
 
 template <int Columns, int Vectors, int... LinesMinusOne>
 struct ChannelTilesByLines<Columns, Vectors, std::integer_sequence<int, LinesMinusOne...>> {
-  static constexpr ChannelTileFn kTiles[] = {
-      &channel_tile<Columns, LinesMinusOne + 1, Vectors>...};
+  static constexpr ChannelTileFn kTiles[] = {&channel_tile<Columns, LinesMinusOne + 1, Vectors>...};
 };
 
 template <int Columns, int MaxLines, int Vectors>
@@ -436,6 +445,71 @@ constexpr ChannelFamily channel_family() {
   static_assert(MaxLines <= fastconv::cpu::kMaxChannelLines);
   using Tiles = ChannelTilesByLines<Columns, Vectors, std::make_integer_sequence<int, MaxLines>>;
   return {Columns, Vectors, MaxLines, Tiles::kTiles};
+}
+
+template <int KernelWidth, int Channels>
+void dot_tile(const DotTile& tile) {
+  typename Simd::Reg acc[Channels][KernelWidth];
+  typename Simd::Reg bias[Channels];
+#pragma GCC unroll 8
+  for (int o = 0; o < Channels; ++o) {
+    bias[o] = Simd::zero();
+#pragma GCC unroll 8
+    for (int q = 0; q < KernelWidth; ++q) acc[o][q] = Simd::zero();
+  }
+
+  const int64_t whole = tile.width / kLanes * kLanes;
+  const Simd::Mask tail = Simd::mask_first(tile.width - whole);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const float* line = tile.line + i * tile.line_pitch;
+    const float* grad = tile.grad + i * tile.grad_row;
+    for (int64_t j = 0; j < tile.width; j += kLanes) {
+      // Both factors are masked at the end of a row: what follows may be infinite or no number.
+      typename Simd::Reg x[KernelWidth];
+#pragma GCC unroll 8
+      for (int q = 0; q < KernelWidth; ++q) {
+        const float* p = line + j + q;
+        x[q] = j < whole ? Simd::load(p) : Simd::load_masked(p, tail);
+      }
+#pragma GCC unroll 8
+      for (int o = 0; o < Channels; ++o) {
+        const float* g = grad + o * tile.grad_channel + j;
+        const auto go = j < whole ? Simd::load(g) : Simd::load_masked(g, tail);
+        if (tile.bias != nullptr) bias[o] = Simd::add(bias[o], go);
+#pragma GCC unroll 8
+        for (int q = 0; q < KernelWidth; ++q) acc[o][q] = Simd::fma(go, x[q], acc[o][q]);
+      }
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int o = 0; o < Channels; ++o) {
+#pragma GCC unroll 8
+    for (int q = 0; q < KernelWidth; ++q) {
+      float* sum = tile.sums + (o * KernelWidth + q) * kLanes;
+      Simd::store(sum, Simd::add(Simd::load(sum), acc[o][q]));
+    }
+    if (tile.bias == nullptr) continue;
+    Simd::store(tile.bias + o * kLanes, Simd::add(Simd::load(tile.bias + o * kLanes), bias[o]));
+  }
+}
+
+template <int KernelWidth, typename Sequence>
+struct DotTilesByChannels;
+
+template <int KernelWidth, int... ChannelsMinusOne>
+struct DotTilesByChannels<KernelWidth, std::integer_sequence<int, ChannelsMinusOne...>> {
+  static constexpr DotTileFn kTiles[] = {&dot_tile<KernelWidth, ChannelsMinusOne + 1>...};
+};
+
+template <int KernelWidth, int MaxChannels>
+constexpr DotFamily dot_family() {
+  using Tiles = DotTilesByChannels<KernelWidth, std::make_integer_sequence<int, MaxChannels>>;
+  return {KernelWidth, MaxChannels, Tiles::kTiles};
+}
+
+void add_lanes(const float* sums, int64_t count, float* total) {
+  for (int64_t i = 0; i < count; ++i) total[i] += Simd::reduce_add(Simd::load(sums + i * kLanes));
 }
 
 }  // namespace

@@ -22,15 +22,15 @@ inline constexpr int64_t kPanelPitch = 256 + 16;
 
 // One call of a microkernel. Pointers need no alignment. C must not overlap A or B.
 struct GemmTile {
-  int64_t depth;         // k, may be 0
-  const float* a;        // packed or panel, see above
-  const float* b;        // [depth, b_pitch], `vectors * lanes` readable floats per row
-  int64_t b_pitch;       // elements between rows of B
-  float* c;              // [rows, c_pitch]
-  int64_t c_pitch;       // elements between rows of C
-  int64_t columns;       // columns of C that exist, 1 .. vectors * lanes; the rest is not written
-  const float* row_init; // initial value per row [rows] (a bias), or nullptr for zero
-  bool accumulate;       // true: C is the initial value, row_init is ignored
+  int64_t depth;          // k, may be 0
+  const float* a;         // packed or panel, see above
+  const float* b;         // [depth, b_pitch], `vectors * lanes` readable floats per row
+  int64_t b_pitch;        // elements between rows of B
+  float* c;               // [rows, c_pitch]
+  int64_t c_pitch;        // elements between rows of C
+  int64_t columns;        // columns of C that exist, 1 .. vectors * lanes; the rest is not written
+  const float* row_init;  // initial value per row [rows] (a bias), or nullptr for zero
+  bool accumulate;        // true: C is the initial value, row_init is ignored
 };
 
 using GemmTileFn = void (*)(const GemmTile& tile);
@@ -43,11 +43,11 @@ struct GemmFamily {
 };
 
 struct GemmKernels {
-  int64_t lanes;             // floats per vector
-  GemmFamily packed_tall;    // many rows of A: the default
-  GemmFamily packed_wide;    // few rows of A (at most max_rows in all): more columns instead
-  GemmFamily panel_wide;     // B at least two vectors wide
-  GemmFamily panel_narrow;   // B one vector wide: more rows instead
+  int64_t lanes;            // floats per vector
+  GemmFamily packed_tall;   // many rows of A: the default
+  GemmFamily packed_wide;   // few rows of A (at most max_rows in all): more columns instead
+  GemmFamily panel_wide;    // B at least two vectors wide
+  GemmFamily panel_narrow;  // B one vector wide: more rows instead
 };
 
 const GemmKernels& gemm_kernels(Isa isa);

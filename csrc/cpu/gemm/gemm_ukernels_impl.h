@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The one GEMM microkernel, a template over the tile, instantiated by gemm_ukernels_<isa>.cpp after
-// it has included its simd_<isa>.h. Everything here has internal linkage on purpose: a shared inline
-// function compiled with AVX-512 could otherwise be the copy the linker keeps for every caller.
+// it has included its simd_<isa>.h. Everything here has internal linkage on purpose: a shared
+// inline function compiled with AVX-512 could otherwise be the copy the linker keeps for every
+// caller.
 #pragma once
 
 #include <cstdint>

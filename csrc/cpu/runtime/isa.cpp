@@ -24,8 +24,8 @@ uint64_t read_xcr0() {
 }
 
 Isa detect_best_isa() {
-  constexpr uint64_t kXcr0Ymm = 0x6;    // SSE and AVX state
-  constexpr uint64_t kXcr0Zmm = 0xe6;   // plus opmask, ZMM_Hi256 and Hi16_ZMM
+  constexpr uint64_t kXcr0Ymm = 0x6;   // SSE and AVX state
+  constexpr uint64_t kXcr0Zmm = 0xe6;  // plus opmask, ZMM_Hi256 and Hi16_ZMM
   constexpr uint32_t kEcx1Fma = 1u << 12;
   constexpr uint32_t kEcx1Osxsave = 1u << 27;
   constexpr uint32_t kEbx7Avx2 = 1u << 5;
@@ -50,7 +50,9 @@ Isa best_isa() {
 
 }  // namespace
 
-const char* isa_name(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
+const char* isa_name(Isa isa) {
+  return kIsaNames[static_cast<int>(isa)];
+}
 
 bool isa_from_name(const char* name, Isa* isa) {
   for (int i = 0; i < kIsaCount; ++i) {
@@ -62,17 +64,25 @@ bool isa_from_name(const char* name, Isa* isa) {
   return false;
 }
 
-bool isa_available(Isa isa) { return static_cast<int>(isa) <= static_cast<int>(best_isa()); }
+bool isa_available(Isa isa) {
+  return static_cast<int>(isa) <= static_cast<int>(best_isa());
+}
 
 Isa active_isa() {
   const int forced = forced_isa.load(std::memory_order_relaxed);
   return forced == kNotForced ? best_isa() : static_cast<Isa>(forced);
 }
 
-void force_isa(Isa isa) { forced_isa.store(static_cast<int>(isa), std::memory_order_relaxed); }
+void force_isa(Isa isa) {
+  forced_isa.store(static_cast<int>(isa), std::memory_order_relaxed);
+}
 
-void clear_forced_isa() { forced_isa.store(kNotForced, std::memory_order_relaxed); }
+void clear_forced_isa() {
+  forced_isa.store(kNotForced, std::memory_order_relaxed);
+}
 
-bool isa_is_forced() { return forced_isa.load(std::memory_order_relaxed) != kNotForced; }
+bool isa_is_forced() {
+  return forced_isa.load(std::memory_order_relaxed) != kNotForced;
+}
 
 }  // namespace fastconv::cpu

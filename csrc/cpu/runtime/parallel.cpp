@@ -13,7 +13,9 @@ constexpr int64_t kSerialBytes = 150'000;
 
 }  // namespace
 
-void set_thread_backend(const ThreadBackend& backend) { installed_backend = backend; }
+void set_thread_backend(const ThreadBackend& backend) {
+  installed_backend = backend;
+}
 
 int64_t num_threads() {
   return installed_backend.num_threads == nullptr ? 1 : installed_backend.num_threads();

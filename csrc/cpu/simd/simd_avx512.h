@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One vector of float32 on AVX-512 (F, DQ, BW, VL). Same interface as simd_avx2.h and simd_scalar.h;
-// exactly one of the three is included per translation unit, everything has internal linkage.
+// One vector of float32 on AVX-512 (F, DQ, BW, VL). Same interface as simd_avx2.h and
+// simd_scalar.h; exactly one of the three is included per translation unit, everything has internal
+// linkage.
 #pragma once
 
 #include <immintrin.h>
