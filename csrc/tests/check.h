@@ -38,8 +38,7 @@ inline void check(bool holds, const char* text, const char* file, int line,
   std::printf("%s:%d: CHECK(%s) failed %s\n", file, line, text, context.c_str());
 }
 
-#define CHECK(condition) \
-  ::fastconv::testing::check((condition), #condition, __FILE__, __LINE__, "")
+#define CHECK(condition) ::fastconv::testing::check((condition), #condition, __FILE__, __LINE__, "")
 #define CHECK_WITH(condition, context) \
   ::fastconv::testing::check((condition), #condition, __FILE__, __LINE__, (context))
 
@@ -66,8 +65,8 @@ inline void for_each_isa(const std::function<void(cpu::Isa)>& body) {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-// Exactly `size` floats on the heap, so that AddressSanitizer sees the first one outside; they start
-// as NaN, so that a kernel which reads memory it has not written shows.
+// Exactly `size` floats on the heap, so that AddressSanitizer sees the first one outside; they
+// start as NaN, so that a kernel which reads memory it has not written shows.
 class Floats {
  public:
   explicit Floats(int64_t size, float value = kNan)
@@ -102,17 +101,20 @@ class Numbers {
 // Runs tasks on three std::threads: what the sanitizers see is a pool nothing is known about.
 inline void use_threads() {
   static constexpr int64_t kThreads = 3;
-  cpu::set_thread_backend(
-      {[] { return kThreads; }, [](int64_t tasks, void* context, void (*body)(void*, int64_t)) {
-         std::vector<std::thread> threads;
-         for (int64_t t = 0; t < kThreads; ++t)
-           threads.emplace_back([=] {
-             for (int64_t task = t; task < tasks; task += kThreads) body(context, task);
-           });
-         for (std::thread& thread : threads) thread.join();
-       }});
+  cpu::set_thread_backend({[] { return kThreads; },
+                           [](int64_t tasks, void* context, void (*body)(void*, int64_t)) {
+                             std::vector<std::thread> threads;
+                             for (int64_t t = 0; t < kThreads; ++t)
+                               threads.emplace_back([=] {
+                                 for (int64_t task = t; task < tasks; task += kThreads)
+                                   body(context, task);
+                               });
+                             for (std::thread& thread : threads) thread.join();
+                           }});
 }
 
-inline void use_no_threads() { cpu::set_thread_backend({nullptr, nullptr}); }
+inline void use_no_threads() {
+  cpu::set_thread_backend({nullptr, nullptr});
+}
 
 }  // namespace fastconv::testing

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // conv2d on raw pointers: forward and both gradients, every ISA, layout and thread count against
-// the definition in double. Operands, results and scratch are allocated to the float, scratch starts
-// as NaN: reading or writing outside shows under AddressSanitizer, reading unwritten memory always.
+// the definition in double. Operands, results and scratch are allocated to the float, scratch
+// starts as NaN: reading or writing outside shows under AddressSanitizer, reading unwritten memory
+// always.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -19,7 +20,8 @@ namespace {
 using testing::Floats;
 using testing::Numbers;
 
-// --- Shapes ---------------------------------------------------------------------------------------
+// --- Shapes
+// ---------------------------------------------------------------------------------------
 
 struct Window {
   int64_t kernel;
@@ -34,10 +36,22 @@ int64_t output_size(int64_t size, const Window& w) {
 
 Conv2dShape make_shape(int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out,
                        int64_t groups, Window rows, Window columns) {
-  return {batch,          in,           height,         width,           out,
-          output_size(height, rows),    output_size(width, columns),     rows.kernel,
-          columns.kernel, rows.stride,  columns.stride, rows.padding,    columns.padding,
-          rows.dilation,  columns.dilation,             groups};
+  return {batch,
+          in,
+          height,
+          width,
+          out,
+          output_size(height, rows),
+          output_size(width, columns),
+          rows.kernel,
+          columns.kernel,
+          rows.stride,
+          columns.stride,
+          rows.padding,
+          columns.padding,
+          rows.dilation,
+          columns.dilation,
+          groups};
 }
 
 std::vector<Conv2dShape> named_shapes() {
@@ -46,36 +60,37 @@ std::vector<Conv2dShape> named_shapes() {
     return make_shape(batch, in, size, size, out, groups, w, w);
   };
   return {
-      square(4, 1, 28, 6, {5, 1, 2, 1}),              // LeNet conv1
-      square(4, 6, 14, 16, {5, 1, 0, 1}),             // LeNet conv2
-      square(1, 3, 1, 4, {1, 1, 0, 1}),               // one pixel
-      square(2, 3, 1, 4, {3, 1, 1, 1}),               // one pixel, padded
-      square(2, 17, 9, 33, {3, 2, 1, 1}),             // odd channels, stride 2
-      square(2, 5, 13, 7, {3, 4, 0, 1}),              // stride > kernel: unread input
-      square(2, 3, 5, 4, {3, 7, 0, 1}),               // stride > image
-      square(2, 3, 6, 5, {3, 1, 5, 1}),               // padding > kernel
-      square(1, 2, 2, 3, {1, 1, 9, 1}),               // padding > image
-      square(2, 4, 17, 6, {3, 3, 2, 2}),              // dilation with stride
-      square(1, 3, 4, 5, {3, 1, 8, 8}),               // dilation > image
-      square(1, 2, 16, 3, {11, 1, 5, 1}),             // 11 x 11
-      square(2, 20, 15, 20, {3, 2, 1, 1}, 20),        // depthwise
-      square(2, 7, 9, 21, {3, 1, 1, 1}, 7),           // depthwise multiplier 3
-      square(2, 6, 7, 10, {3, 1, 1, 1}, 2),           // groups
-      square(1, 600, 3, 5, {1, 1, 0, 1}),             // deep sums in several blocks
-      square(1, 75, 5, 20, {3, 1, 0, 1}),             // likewise, with taps
-      square(1, 4, 26, 3, {25, 1, 0, 1}),             // more taps than one block holds
-      square(64, 3, 2, 4, {2, 1, 0, 1}),              // many one-pixel outputs
-      square(2, 16, 30, 48, {3, 1, 1, 1}),            // enough work for several threads
+      square(4, 1, 28, 6, {5, 1, 2, 1}),        // LeNet conv1
+      square(4, 6, 14, 16, {5, 1, 0, 1}),       // LeNet conv2
+      square(1, 3, 1, 4, {1, 1, 0, 1}),         // one pixel
+      square(2, 3, 1, 4, {3, 1, 1, 1}),         // one pixel, padded
+      square(2, 17, 9, 33, {3, 2, 1, 1}),       // odd channels, stride 2
+      square(2, 5, 13, 7, {3, 4, 0, 1}),        // stride > kernel: unread input
+      square(2, 3, 5, 4, {3, 7, 0, 1}),         // stride > image
+      square(2, 3, 6, 5, {3, 1, 5, 1}),         // padding > kernel
+      square(1, 2, 2, 3, {1, 1, 9, 1}),         // padding > image
+      square(2, 4, 17, 6, {3, 3, 2, 2}),        // dilation with stride
+      square(1, 3, 4, 5, {3, 1, 8, 8}),         // dilation > image
+      square(1, 2, 16, 3, {11, 1, 5, 1}),       // 11 x 11
+      square(2, 20, 15, 20, {3, 2, 1, 1}, 20),  // depthwise
+      square(2, 7, 9, 21, {3, 1, 1, 1}, 7),     // depthwise multiplier 3
+      square(2, 6, 7, 10, {3, 1, 1, 1}, 2),     // groups
+      square(1, 600, 3, 5, {1, 1, 0, 1}),       // deep sums in several blocks
+      square(1, 75, 5, 20, {3, 1, 0, 1}),       // likewise, with taps
+      square(1, 4, 26, 3, {25, 1, 0, 1}),       // more taps than one block holds
+      square(64, 3, 2, 4, {2, 1, 0, 1}),        // many one-pixel outputs
+      square(2, 16, 30, 48, {3, 1, 1, 1}),      // enough work for several threads
       make_shape(2, 4, 13, 18, 5, 1, {2, 4, 0, 1}, {5, 2, 2, 1}),
       make_shape(1, 3, 19, 25, 4, 1, {3, 2, 4, 4}, {2, 4, 1, 6}),
       make_shape(1, 2, 3, 130, 3, 1, {3, 1, 1, 1}, {3, 1, 1, 1}),
       make_shape(2, 3, 1, 37, 5, 1, {1, 1, 0, 1}, {5, 1, 0, 1}),
       make_shape(2, 3, 37, 1, 5, 1, {5, 1, 0, 1}, {1, 1, 0, 1}),
-      make_shape(2, 3, 0, 4, 5, 1, {3, 1, 1, 1}, {3, 1, 1, 1}),  // no input rows, only padding
+      make_shape(2, 3, 0, 4, 5, 1, {3, 1, 2, 1}, {3, 1, 1, 1}),  // no input rows, only padding
   };
 }
 
-Conv2dShape random_shape(Numbers& numbers) {
+// `large` shapes are worth splitting over threads.
+Conv2dShape random_shape(bool large, Numbers& numbers) {
   for (;;) {
     const auto window = [&](int64_t size) {
       return Window{numbers.between(1, std::min<int64_t>(size + 2, 5)), numbers.between(1, 4),
@@ -84,13 +99,14 @@ Conv2dShape random_shape(Numbers& numbers) {
     const int64_t groups = numbers.between(0, 2) == 0 ? numbers.between(2, 5) : 1;
     const int64_t height = numbers.between(1, 14);
     const int64_t width = numbers.between(1, 40);
-    const Conv2dShape s = make_shape(numbers.between(1, 4), groups * numbers.between(1, 19), height,
-                                     width, groups * numbers.between(1, 34), groups,
-                                     window(height), window(width));
-    const bool fits = s.in_height + 2 * s.padding_height >
-                          s.dilation_height * (s.kernel_height - 1) &&
-                      s.in_width + 2 * s.padding_width > s.dilation_width * (s.kernel_width - 1);
-    if (fits && s.multiply_adds() < 400'000) return s;
+    const Conv2dShape s =
+        make_shape(numbers.between(1, 4), groups * numbers.between(1, 19), height, width,
+                   groups * numbers.between(1, 34), groups, window(height), window(width));
+    const bool fits =
+        s.in_height + 2 * s.padding_height > s.dilation_height * (s.kernel_height - 1) &&
+        s.in_width + 2 * s.padding_width > s.dilation_width * (s.kernel_width - 1);
+    const int64_t work = s.multiply_adds();
+    if (fits && (large ? work > 800'000 && work < 2'500'000 : work < 400'000)) return s;
   }
 }
 
@@ -104,7 +120,8 @@ std::string describe(const Conv2dShape& s) {
   return "shape (n c h w o kh kw sh sw ph pw dh dw g) " + text;
 }
 
-// --- Operands -------------------------------------------------------------------------------------
+// --- Operands
+// -------------------------------------------------------------------------------------
 
 enum class Layout { kContiguous, kChannelsLast, kRowsApart };
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kRowsApart};
@@ -117,12 +134,9 @@ struct Tensor {
   float& at(int64_t n, int64_t c, int64_t i, int64_t j) {
     return data[n * strides.batch + c * strides.channel + i * strides.row + j * strides.column];
   }
-  float at(int64_t n, int64_t c, int64_t i, int64_t j) const {
-    return const_cast<Tensor*>(this)->at(n, c, i, j);
-  }
-  template <typename Make>
-  void fill(const Make& make) {
-    for_each([&](float& x) { x = make(); });
+  void load(const std::vector<double>& values) {
+    const double* next = values.data();
+    for_each([&](float& x) { x = static_cast<float>(*next++); });
   }
   template <typename Visit>
   void for_each(const Visit& visit) {
@@ -191,15 +205,20 @@ Expected by_definition(const Conv2dShape& s, const std::vector<double>& input,
     e.output[i] = bias[o];
     e.grad_bias[o] += grad_output[i];
   }
-  for_each_product(s, [&](int64_t in, int64_t w, int64_t out) {
-    e.output[out] += input[in] * weight[w];
-    e.grad_input[in] += grad_output[out] * weight[w];
-    e.grad_weight[w] += grad_output[out] * input[in];
+  // Plain pointers, because the sanitizers make vectors slow.
+  const double *x = input.data(), *y = weight.data(), *z = grad_output.data();
+  double *output = e.output.data(), *grad_input = e.grad_input.data(),
+         *grad_weight = e.grad_weight.data();
+  for_each_product(s, [=](int64_t in, int64_t w, int64_t out) {
+    output[out] += x[in] * y[w];
+    grad_input[in] += z[out] * y[w];
+    grad_weight[w] += z[out] * x[in];
   });
   return e;
 }
 
-// --- Checks ---------------------------------------------------------------------------------------
+// --- Checks
+// ---------------------------------------------------------------------------------------
 
 bool equal(const std::vector<double>& result, const std::vector<double>& expected) {
   return result == expected;  // false where a NaN is left
@@ -209,169 +228,209 @@ std::vector<double> dense(const Floats& values) {
   return {values.data(), values.data() + values.size()};
 }
 
-struct Operands {
-  Operands(const Conv2dShape& s, Layout in, Layout out, Numbers& numbers)
-      : input(in, s.batch, s.in_channels, s.in_height, s.in_width),
-        weight(s.out_channels * s.group_in_channels() * s.taps()),
-        bias(s.out_channels),
-        grad_output(out, s.batch, s.out_channels, s.out_height, s.out_width) {
-    const auto whole = [&] { return numbers.whole(); };
-    input.fill(whole);
-    grad_output.fill(whole);
-    for (int64_t i = 0; i < weight.size(); ++i) weight[i] = numbers.whole();
-    for (int64_t i = 0; i < bias.size(); ++i) bias[i] = numbers.whole();
+// The numbers of one case and what must come out, independent of layout.
+struct Problem {
+  Problem(const Conv2dShape& shape, Numbers& numbers, bool whole = true) : s(shape) {
+    const auto make = [&](int64_t size) {
+      std::vector<double> values(static_cast<size_t>(size));
+      for (double& value : values) value = whole ? numbers.whole() : numbers.real();
+      return values;
+    };
+    input = make(s.batch * s.in_channels * s.in_pixels());
+    weight = make(s.out_channels * s.group_in_channels() * s.taps());
+    bias = make(s.out_channels);
+    grad_output = make(s.batch * s.out_channels * s.out_pixels());
+    expected = by_definition(s, input, weight, bias, grad_output);
   }
-  Tensor input;
-  Floats weight;
-  Floats bias;
-  Tensor grad_output;
+  Conv2dShape s;
+  std::vector<double> input, weight, bias, grad_output;
+  Expected expected;
 };
 
-void check_shape(const Conv2dShape& s, Layout in, Layout out, Numbers& numbers) {
-  Operands x(s, in, out, numbers);
-  const Expected expected = by_definition(s, x.input.dense(), dense(x.weight), dense(x.bias),
-                                          x.grad_output.dense());
-  const std::string where = std::string(isa_name(active_isa())) + " " + describe(s);
+Floats as_floats(const std::vector<double>& values) {
+  Floats result(static_cast<int64_t>(values.size()));
+  for (size_t i = 0; i < values.size(); ++i)
+    result[static_cast<int64_t>(i)] = static_cast<float>(values[i]);
+  return result;
+}
 
+Tensor input_tensor(const Problem& p, Layout layout) {
+  Tensor t(layout, p.s.batch, p.s.in_channels, p.s.in_height, p.s.in_width);
+  t.load(p.input);
+  return t;
+}
+
+Tensor output_tensor(const Conv2dShape& s, Layout layout) {
+  return Tensor(layout, s.batch, s.out_channels, s.out_height, s.out_width);
+}
+
+std::vector<double> run_forward(const Problem& p, Layout in, Layout out, bool with_bias) {
+  const Conv2dPlan plan = plan_conv2d_forward(p.s);
+  CHECK(plan.isa == active_isa());
+  Floats scratch(plan.scratch_floats);
+  const Tensor input = input_tensor(p, in);
+  const Floats weight = as_floats(p.weight), bias = as_floats(p.bias);
+  Tensor output = output_tensor(p.s, out);
+  conv2d_forward(plan,
+                 {p.s, input.data.data(), input.strides, weight.data(),
+                  with_bias ? bias.data() : nullptr, output.data.data(), output.strides},
+                 scratch.data());
+  return output.dense();
+}
+
+void check_problem(const Problem& p, Layout in, Layout out) {
+  const Conv2dShape& s = p.s;
+  const std::string where = std::string(isa_name(active_isa())) + " " + describe(s);
   for (bool with_bias : {true, false}) {
-    const Conv2dPlan plan = plan_conv2d_forward(s);
-    CHECK(plan.isa == active_isa());
-    Floats scratch(plan.scratch_floats);
-    Tensor output(out, s.batch, s.out_channels, s.out_height, s.out_width);
-    conv2d_forward(plan,
-                   {s, x.input.data.data(), x.input.strides, x.weight.data(),
-                    with_bias ? x.bias.data() : nullptr, output.data.data(), output.strides},
-                   scratch.data());
-    std::vector<double> result = output.dense();
+    std::vector<double> result = run_forward(p, in, out, with_bias);
     if (!with_bias)
       for (size_t i = 0; i < result.size(); ++i)
-        result[i] += x.bias[static_cast<int64_t>(i) / s.out_pixels() % s.out_channels];
-    CHECK_WITH(equal(result, expected.output), "forward " + where);
+        result[i] += p.bias[i / static_cast<size_t>(s.out_pixels()) % p.bias.size()];
+    CHECK_WITH(equal(result, p.expected.output), "forward " + where);
     CHECK(last_record(KernelId::kConv2dForward).isa == active_isa());
   }
+  const Tensor input = input_tensor(p, in);
+  Tensor grad_output = output_tensor(s, out);
+  grad_output.load(p.grad_output);
   if (s.in_pixels() > 0) {
     const Conv2dPlan plan = plan_conv2d_grad_input(s);
     Floats scratch(plan.scratch_floats);
+    const Floats weight = as_floats(p.weight);
     Tensor grad_input(in, s.batch, s.in_channels, s.in_height, s.in_width);
     conv2d_grad_input(plan,
-                      {s, x.grad_output.data.data(), x.grad_output.strides, x.weight.data(),
+                      {s, grad_output.data.data(), grad_output.strides, weight.data(),
                        grad_input.data.data(), grad_input.strides},
                       scratch.data());
-    CHECK_WITH(equal(grad_input.dense(), expected.grad_input), "grad_input " + where);
+    CHECK_WITH(equal(grad_input.dense(), p.expected.grad_input), "grad_input " + where);
+    CHECK(last_record(KernelId::kConv2dGradInput).isa == active_isa());
   }
   for (bool with_bias : {true, false}) {
     const Conv2dPlan plan = plan_conv2d_grad_weight(s);
     Floats scratch(plan.scratch_floats);
-    Floats grad_weight(x.weight.size());
+    Floats grad_weight(static_cast<int64_t>(p.weight.size()));
     Floats grad_bias(s.out_channels);
     conv2d_grad_weight(plan,
-                       {s, x.grad_output.data.data(), x.grad_output.strides, x.input.data.data(),
-                        x.input.strides, grad_weight.data(),
-                        with_bias ? grad_bias.data() : nullptr},
+                       {s, grad_output.data.data(), grad_output.strides, input.data.data(),
+                        input.strides, grad_weight.data(), with_bias ? grad_bias.data() : nullptr},
                        scratch.data());
-    CHECK_WITH(equal(dense(grad_weight), expected.grad_weight), "grad_weight " + where);
-    if (with_bias) CHECK_WITH(equal(dense(grad_bias), expected.grad_bias), "grad_bias " + where);
+    CHECK_WITH(equal(dense(grad_weight), p.expected.grad_weight), "grad_weight " + where);
+    if (with_bias) CHECK_WITH(equal(dense(grad_bias), p.expected.grad_bias), "grad_bias " + where);
+    CHECK(last_record(KernelId::kConv2dGradWeight).isa == active_isa());
   }
 }
 
-// conv2d_reference<double> and <float>: what float64 users and other tests rely on.
-void check_reference(const Conv2dShape& s, Layout in, Layout out, Numbers& numbers) {
-  Operands x(s, in, out, numbers);
-  const Expected expected = by_definition(s, x.input.dense(), dense(x.weight), dense(x.bias),
-                                          x.grad_output.dense());
-  Tensor output(out, s.batch, s.out_channels, s.out_height, s.out_width);
-  Tensor grad_input(in, s.batch, s.in_channels, s.in_height, s.in_width);
-  Floats grad_weight(x.weight.size());
-  Floats grad_bias(s.out_channels);
-  conv2d_forward_reference<float>(s, x.input.data.data(), x.input.strides, x.weight.data(),
-                                  x.bias.data(), output.data.data(), output.strides);
-  conv2d_grad_input_reference<float>(s, x.grad_output.data.data(), x.grad_output.strides,
-                                     x.weight.data(), grad_input.data.data(), grad_input.strides);
-  conv2d_grad_weight_reference<float>(s, x.grad_output.data.data(), x.grad_output.strides,
-                                      x.input.data.data(), x.input.strides, grad_weight.data(),
-                                      grad_bias.data());
-  CHECK_WITH(equal(output.dense(), expected.output), "reference forward " + describe(s));
-  CHECK_WITH(equal(grad_input.dense(), expected.grad_input), "reference grad_input " + describe(s));
-  CHECK_WITH(equal(dense(grad_weight), expected.grad_weight),
+// conv2d_reference<float> and <double>: what float64 users and other tests rely on.
+template <typename T>
+void check_reference(const Problem& p, Layout in, Layout out) {
+  const Conv2dShape& s = p.s;
+  const auto as_type = [](const std::vector<double>& values) {
+    return std::vector<T>(values.begin(), values.end());
+  };
+  const auto back = [](const std::vector<T>& values) {
+    return std::vector<double>(values.begin(), values.end());
+  };
+  const Strides4 in_strides = in == Layout::kChannelsLast
+                                  ? channels_last_strides(s.in_channels, s.in_height, s.in_width)
+                                  : contiguous_strides(s.in_channels, s.in_height, s.in_width);
+  const Strides4 out_strides =
+      out == Layout::kChannelsLast
+          ? channels_last_strides(s.out_channels, s.out_height, s.out_width)
+          : contiguous_strides(s.out_channels, s.out_height, s.out_width);
+  const auto lay_out = [](const std::vector<T>& values, const Strides4& to, const Strides4& from,
+                          int64_t n, int64_t c, int64_t h, int64_t w) {
+    std::vector<T> result(values.size());
+    for (int64_t a = 0; a < n; ++a)
+      for (int64_t b = 0; b < c; ++b)
+        for (int64_t i = 0; i < h; ++i)
+          for (int64_t j = 0; j < w; ++j)
+            result[a * to.batch + b * to.channel + i * to.row + j * to.column] =
+                values[a * from.batch + b * from.channel + i * from.row + j * from.column];
+    return result;
+  };
+  const Strides4 dense_in = contiguous_strides(s.in_channels, s.in_height, s.in_width);
+  const Strides4 dense_out = contiguous_strides(s.out_channels, s.out_height, s.out_width);
+  const std::vector<T> weight = as_type(p.weight), bias = as_type(p.bias);
+  const std::vector<T> input = lay_out(as_type(p.input), in_strides, dense_in, s.batch,
+                                       s.in_channels, s.in_height, s.in_width);
+  const std::vector<T> grad_output = lay_out(as_type(p.grad_output), out_strides, dense_out,
+                                             s.batch, s.out_channels, s.out_height, s.out_width);
+  std::vector<T> output(grad_output.size()), grad_input(input.size());
+  std::vector<T> grad_weight(weight.size()), grad_bias(bias.size());
+  conv2d_forward_reference<T>(s, input.data(), in_strides, weight.data(), bias.data(),
+                              output.data(), out_strides);
+  conv2d_grad_input_reference<T>(s, grad_output.data(), out_strides, weight.data(),
+                                 grad_input.data(), in_strides);
+  conv2d_grad_weight_reference<T>(s, grad_output.data(), out_strides, input.data(), in_strides,
+                                  grad_weight.data(), grad_bias.data());
+  output =
+      lay_out(output, dense_out, out_strides, s.batch, s.out_channels, s.out_height, s.out_width);
+  grad_input =
+      lay_out(grad_input, dense_in, in_strides, s.batch, s.in_channels, s.in_height, s.in_width);
+  CHECK_WITH(equal(back(output), p.expected.output), "reference forward " + describe(s));
+  CHECK_WITH(equal(back(grad_input), p.expected.grad_input), "reference grad_input " + describe(s));
+  CHECK_WITH(equal(back(grad_weight), p.expected.grad_weight),
              "reference grad_weight " + describe(s));
-  CHECK_WITH(equal(dense(grad_bias), expected.grad_bias), "reference grad_bias " + describe(s));
-
-  const std::vector<double> input = x.input.dense(), weight = dense(x.weight);
-  std::vector<double> result(expected.output.size());
-  conv2d_forward_reference<double>(
-      s, input.data(), contiguous_strides(s.in_channels, s.in_height, s.in_width), weight.data(),
-      dense(x.bias).data(), result.data(),
-      contiguous_strides(s.out_channels, s.out_height, s.out_width));
-  CHECK_WITH(equal(result, expected.output), "double reference forward " + describe(s));
+  CHECK_WITH(equal(back(grad_bias), p.expected.grad_bias), "reference grad_bias " + describe(s));
 }
 
-// Real numbers, and the bound that holds for any order of summation: n roundings of at most half an
-// ulp of the sum of absolute values.
+// Real numbers, and the bound that holds for any order of summation: one rounding of half an ulp
+// per product and per addition, relative to the sum of absolute values.
 void check_rounding(const Conv2dShape& s, Numbers& numbers) {
-  Operands x(s, Layout::kContiguous, Layout::kContiguous, numbers);
-  x.input.fill([&] { return numbers.real(); });
-  for (int64_t i = 0; i < x.weight.size(); ++i) x.weight[i] = numbers.real();
-  std::vector<double> input = x.input.dense(), weight = dense(x.weight), bias = dense(x.bias);
-  const Expected exact = by_definition(s, input, weight, bias, x.grad_output.dense());
-  for (auto* values : {&input, &weight, &bias})
+  Problem p(s, numbers, /*whole=*/false);
+  Problem magnitude = p;
+  for (auto* values : {&magnitude.input, &magnitude.weight, &magnitude.bias})
     for (double& value : *values) value = std::fabs(value);
-  const Expected magnitude = by_definition(s, input, weight, bias, x.grad_output.dense());
-
-  const Conv2dPlan plan = plan_conv2d_forward(s);
-  Floats scratch(plan.scratch_floats);
-  Tensor output(Layout::kContiguous, s.batch, s.out_channels, s.out_height, s.out_width);
-  conv2d_forward(plan,
-                 {s, x.input.data.data(), x.input.strides, x.weight.data(), x.bias.data(),
-                  output.data.data(), output.strides},
-                 scratch.data());
+  magnitude.expected =
+      by_definition(s, magnitude.input, magnitude.weight, magnitude.bias, magnitude.grad_output);
   const double unit = std::ldexp(1.0, -24);
-  const double roundings = static_cast<double>(2 * s.group_in_channels() * s.taps() + 2);
-  const std::vector<double> result = output.dense();
+  const auto roundings = static_cast<double>(2 * s.group_in_channels() * s.taps() + 2);
+  const std::vector<double> result = run_forward(p, Layout::kContiguous, Layout::kContiguous, true);
   bool inside = true;
   for (size_t i = 0; i < result.size(); ++i)
-    inside = inside && std::fabs(result[i] - exact.output[i]) <=
-                           roundings * unit * magnitude.output[i];
+    inside = inside && std::fabs(result[i] - p.expected.output[i]) <=
+                           roundings * unit * magnitude.expected.output[i];
   CHECK_WITH(inside, "rounding " + describe(s));
 }
 
 // The comparison can fail: one tap off by one must show.
 void check_negative_control(Numbers& numbers) {
-  const Conv2dShape s = named_shapes()[1];
-  Operands x(s, Layout::kContiguous, Layout::kContiguous, numbers);
-  const Expected expected = by_definition(s, x.input.dense(), dense(x.weight), dense(x.bias),
-                                          x.grad_output.dense());
-  x.weight[7] += 1.0f;
-  const Conv2dPlan plan = plan_conv2d_forward(s);
-  Floats scratch(plan.scratch_floats);
-  Tensor output(Layout::kContiguous, s.batch, s.out_channels, s.out_height, s.out_width);
-  conv2d_forward(plan,
-                 {s, x.input.data.data(), x.input.strides, x.weight.data(), x.bias.data(),
-                  output.data.data(), output.strides},
-                 scratch.data());
-  CHECK(!equal(output.dense(), expected.output));
+  Problem p(named_shapes()[1], numbers);
+  p.weight[7] += 1.0;
+  CHECK(!equal(run_forward(p, Layout::kContiguous, Layout::kContiguous, true), p.expected.output));
 }
 
-void check_all(uint64_t seed) {
-  Numbers numbers(seed);
-  for (const Conv2dShape& shape : named_shapes())
-    for (Layout in : kLayouts)
-      for (Layout out : kLayouts) check_shape(shape, in, out, numbers);
-  for (int round = 0; round < 200; ++round) {
-    const Conv2dShape shape = random_shape(numbers);
-    const auto layout = [&] { return kLayouts[numbers.between(0, 2)]; };
-    const Layout in = layout();
-    check_shape(shape, in, layout(), numbers);
-  }
-  check_rounding(named_shapes()[1], numbers);
-  check_rounding(named_shapes()[16], numbers);
-  check_negative_control(numbers);
+std::vector<Problem> make_problems(bool large, Numbers& numbers) {
+  constexpr int kSmall = 150;  // random cases that stay on one thread
+  constexpr int kLarge = 40;   // random cases that are split over threads
+  std::vector<Problem> problems;
+  for (const Conv2dShape& shape : named_shapes()) problems.emplace_back(shape, numbers);
+  for (int round = 0; round < (large ? kLarge : kSmall); ++round)
+    problems.emplace_back(random_shape(large, numbers), numbers);
+  return problems;
 }
 
-void check_references(uint64_t seed) {
+void check_all(bool threads, uint64_t seed) {
+  threads ? testing::use_threads() : testing::use_no_threads();
   Numbers numbers(seed);
-  for (const Conv2dShape& shape : named_shapes()) {
-    check_reference(shape, Layout::kContiguous, Layout::kRowsApart, numbers);
-    check_reference(shape, Layout::kChannelsLast, Layout::kChannelsLast, numbers);
+  const std::vector<Problem> problems = make_problems(threads, numbers);
+  const size_t named = named_shapes().size();
+  testing::for_each_isa([&](Isa) {
+    for (size_t i = 0; i < problems.size(); ++i) {
+      if (i < named && !threads) {
+        for (Layout in : kLayouts)
+          for (Layout out : kLayouts) check_problem(problems[i], in, out);
+      } else {
+        const Layout in = kLayouts[numbers.between(0, 2)];
+        check_problem(problems[i], in, kLayouts[numbers.between(0, 2)]);
+      }
+    }
+    check_rounding(named_shapes()[1], numbers);
+    check_rounding(named_shapes()[16], numbers);
+    check_negative_control(numbers);
+  });
+  for (size_t i = 0; i < named; ++i) {
+    check_reference<float>(problems[i], Layout::kContiguous, Layout::kChannelsLast);
+    check_reference<double>(problems[i], Layout::kChannelsLast, Layout::kContiguous);
   }
 }
 
@@ -379,12 +438,7 @@ void check_references(uint64_t seed) {
 }  // namespace fastconv::cpu
 
 int main() {
-  using namespace fastconv;
-  testing::use_no_threads();
-  testing::for_each_isa([](cpu::Isa) { cpu::check_all(3); });
-  cpu::check_references(4);
-  testing::use_threads();
-  testing::for_each_isa([](cpu::Isa) { cpu::check_all(5); });
-  cpu::check_references(6);
-  return testing::report();
+  fastconv::cpu::check_all(/*threads=*/false, 3);
+  fastconv::cpu::check_all(/*threads=*/true, 5);
+  return fastconv::testing::report();
 }

@@ -17,7 +17,8 @@ using testing::Numbers;
 
 constexpr float kGuard = 12345.0f;
 
-// --- pack_panel -----------------------------------------------------------------------------------
+// --- pack_panel
+// -----------------------------------------------------------------------------------
 
 enum class Layout { kRows, kChannelsLast, kColumns };
 
@@ -80,15 +81,14 @@ void check_pack(const Conv2dKernels& kernels, PackCase c, Numbers& numbers) {
   for (int64_t channel = 0; channel < c.channels; ++channel)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t q = 0; q < columns; ++q) {
-        float* target =
-            expected.data() + (channel * rows * columns + r * columns + q) * pitch;
+        float* target = expected.data() + (channel * rows * columns + r * columns + q) * pitch;
         for (const PixelRun& run : c.runs)
           for (int64_t p = 0; p < run.length; ++p) {
             const int64_t i = run.row + c.tap_rows[r];
             const int64_t j = run.column + c.tap_columns[q] + p * c.column_step;
             const bool inside = i >= 0 && i < c.height && j >= 0 && j < c.width;
-            *target++ = inside ? image[channel * layout.strides.channel +
-                                       i * layout.strides.row + j * layout.strides.column]
+            *target++ = inside ? image[channel * layout.strides.channel + i * layout.strides.row +
+                                       j * layout.strides.column]
                                : 0.0f;
           }
       }
@@ -109,7 +109,13 @@ void check_packing(const Conv2dKernels& kernels, Numbers& numbers) {
         for (int64_t length : {1, 3, 8, 15, 16, 17, 33})
           for (int64_t column : {-40, -17, -3, -1, 0, 1, 5})
             check_pack(kernels,
-                       {layout, 3, 4, width, step, {-1, 0, 2}, {-2, 0, 1},
+                       {layout,
+                        3,
+                        4,
+                        width,
+                        step,
+                        {-1, 0, 2},
+                        {-2, 0, 1},
                         {{length, nullptr, numbers.between(-2, 4), column}}},
                        numbers);
   for (int round = 0; round < 300; ++round) {
@@ -126,8 +132,8 @@ void check_packing(const Conv2dKernels& kernels, Numbers& numbers) {
     for (int64_t n = numbers.between(1, 18); n > 0; --n)
       c.tap_columns.push_back(numbers.between(-20, 20));
     for (int64_t n = numbers.between(1, 4); n > 0; --n)
-      c.runs.push_back({numbers.between(1, 20), nullptr, numbers.between(-3, 6),
-                        numbers.between(-9, 9)});
+      c.runs.push_back(
+          {numbers.between(1, 20), nullptr, numbers.between(-3, 6), numbers.between(-9, 9)});
     check_pack(kernels, c, numbers);
   }
   // An image without pixels reads as zeros.
@@ -135,7 +141,8 @@ void check_packing(const Conv2dKernels& kernels, Numbers& numbers) {
   check_pack(kernels, {Layout::kRows, 2, 5, 0, 2, {0}, {0, 1}, {{9, nullptr, 0, -1}}}, numbers);
 }
 
-// --- copy_block -----------------------------------------------------------------------------------
+// --- copy_block
+// -----------------------------------------------------------------------------------
 
 // Element distances of (channel, pixel): pixels contiguous, channels contiguous, or neither.
 void block_strides(int kind, int64_t channels, int64_t pixels, int64_t gap, int64_t* channel,
@@ -186,7 +193,8 @@ void check_copies(const Conv2dKernels& kernels, Numbers& numbers) {
         for (int to = 0; to < 3; ++to) check_copy(kernels, channels, pixels, from, to, numbers);
 }
 
-// --- direct tiles ---------------------------------------------------------------------------------
+// --- direct tiles
+// ---------------------------------------------------------------------------------
 
 struct DirectCase {
   const DirectFamily* family;

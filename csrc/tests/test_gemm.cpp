@@ -28,9 +28,9 @@ struct TileCase {
 
 std::string describe(const TileCase& c) {
   return std::string(c.packed ? "packed" : "panel") + " tile of " + std::to_string(c.rows) +
-         " rows x " + std::to_string(c.family->vectors) + " vectors of " +
-         std::to_string(c.lanes) + ", columns " + std::to_string(c.columns) + ", depth " +
-         std::to_string(c.depth) + ", start " + std::to_string(static_cast<int>(c.start));
+         " rows x " + std::to_string(c.family->vectors) + " vectors of " + std::to_string(c.lanes) +
+         ", columns " + std::to_string(c.columns) + ", depth " + std::to_string(c.depth) +
+         ", start " + std::to_string(static_cast<int>(c.start));
 }
 
 void check_tile(const TileCase& c, Numbers& numbers) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // conv2d data movement for avx2.
+#include "cpu/simd/simd_avx2.h"
+
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_ukernels_impl.h"
-#include "cpu/simd/simd_avx2.h"
 
 namespace fastconv::cpu {
 

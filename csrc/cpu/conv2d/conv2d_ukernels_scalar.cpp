@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // conv2d data movement for scalar.
+#include "cpu/simd/simd_scalar.h"
+
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_ukernels_impl.h"
-#include "cpu/simd/simd_scalar.h"
 
 namespace fastconv::cpu {
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // GEMM tiles for avx2. 6x16 and 4x24 keep twelve of sixteen registers as accumulators; 12x8 serves
 // one-vector outputs.
+#include "cpu/simd/simd_avx2.h"
+
 #include "cpu/gemm/gemm_ukernels.h"
 #include "cpu/gemm/gemm_ukernels_impl.h"
-#include "cpu/simd/simd_avx2.h"
 
 namespace fastconv::cpu {
 

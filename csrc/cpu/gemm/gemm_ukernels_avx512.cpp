@@ -2,9 +2,10 @@
 // GEMM tiles for avx512. 14x32 and 6x64 keep 28 and 24 of 32 registers as accumulators and need 1.1
 // and 0.8 loads per cycle of two; 28x16 is bound by its 29 loads per 28 multiply-adds and serves
 // one-vector outputs.
+#include "cpu/simd/simd_avx512.h"
+
 #include "cpu/gemm/gemm_ukernels.h"
 #include "cpu/gemm/gemm_ukernels_impl.h"
-#include "cpu/simd/simd_avx512.h"
 
 namespace fastconv::cpu {
 

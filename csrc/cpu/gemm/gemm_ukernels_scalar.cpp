@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // GEMM tiles for scalar. Tiles are small enough for the sixteen SSE registers.
+#include "cpu/simd/simd_scalar.h"
+
 #include "cpu/gemm/gemm_ukernels.h"
 #include "cpu/gemm/gemm_ukernels_impl.h"
-#include "cpu/simd/simd_scalar.h"
 
 namespace fastconv::cpu {
 
