@@ -265,16 +265,20 @@ Tensor output_tensor(const Conv2dShape& s, Layout layout) {
 }
 
 std::vector<double> run_forward(const Problem& p, Layout in, Layout out, bool with_bias) {
-  const Conv2dPlan plan = plan_conv2d_forward(p.s);
-  CHECK(plan.isa == active_isa());
-  Floats scratch(plan.scratch_floats);
   const Tensor input = input_tensor(p, in);
   const Floats weight = as_floats(p.weight), bias = as_floats(p.bias);
   Tensor output = output_tensor(p.s, out);
-  conv2d_forward(plan,
-                 {p.s, input.data.data(), input.strides, weight.data(),
-                  with_bias ? bias.data() : nullptr, output.data.data(), output.strides},
-                 scratch.data());
+  const Conv2dForward call{p.s,
+                           input.data.data(),
+                           input.strides,
+                           weight.data(),
+                           with_bias ? bias.data() : nullptr,
+                           output.data.data(),
+                           output.strides};
+  const Conv2dPlan plan = plan_conv2d_forward(call);
+  CHECK(plan.isa == active_isa());
+  Floats scratch(plan.scratch_floats);
+  conv2d_forward(plan, call, scratch.data());
   return output.dense();
 }
 
@@ -293,26 +297,33 @@ void check_problem(const Problem& p, Layout in, Layout out) {
   Tensor grad_output = output_tensor(s, out);
   grad_output.load(p.grad_output);
   if (s.in_pixels() > 0) {
-    const Conv2dPlan plan = plan_conv2d_grad_input(s);
-    Floats scratch(plan.scratch_floats);
     const Floats weight = as_floats(p.weight);
     Tensor grad_input(in, s.batch, s.in_channels, s.in_height, s.in_width);
-    conv2d_grad_input(plan,
-                      {s, grad_output.data.data(), grad_output.strides, weight.data(),
-                       grad_input.data.data(), grad_input.strides},
-                      scratch.data());
+    const Conv2dGradInput call{s,
+                               grad_output.data.data(),
+                               grad_output.strides,
+                               weight.data(),
+                               grad_input.data.data(),
+                               grad_input.strides};
+    const Conv2dPlan plan = plan_conv2d_grad_input(call);
+    Floats scratch(plan.scratch_floats);
+    conv2d_grad_input(plan, call, scratch.data());
     CHECK_WITH(equal(grad_input.dense(), p.expected.grad_input), "grad_input " + where);
     CHECK(last_record(KernelId::kConv2dGradInput).isa == active_isa());
   }
   for (bool with_bias : {true, false}) {
-    const Conv2dPlan plan = plan_conv2d_grad_weight(s);
-    Floats scratch(plan.scratch_floats);
     Floats grad_weight(static_cast<int64_t>(p.weight.size()));
     Floats grad_bias(s.out_channels);
-    conv2d_grad_weight(plan,
-                       {s, grad_output.data.data(), grad_output.strides, input.data.data(),
-                        input.strides, grad_weight.data(), with_bias ? grad_bias.data() : nullptr},
-                       scratch.data());
+    const Conv2dGradWeight call{s,
+                                grad_output.data.data(),
+                                grad_output.strides,
+                                input.data.data(),
+                                input.strides,
+                                grad_weight.data(),
+                                with_bias ? grad_bias.data() : nullptr};
+    const Conv2dPlan plan = plan_conv2d_grad_weight(call);
+    Floats scratch(plan.scratch_floats);
+    conv2d_grad_weight(plan, call, scratch.data());
     CHECK_WITH(equal(dense(grad_weight), p.expected.grad_weight), "grad_weight " + where);
     if (with_bias) CHECK_WITH(equal(dense(grad_bias), p.expected.grad_bias), "grad_bias " + where);
     CHECK(last_record(KernelId::kConv2dGradWeight).isa == active_isa());

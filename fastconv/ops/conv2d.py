@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _Pair = int | tuple[int, int]
+_conv2d = torch.ops.fastconv.conv2d.default
 
 
 def conv2d(
@@ -47,9 +48,7 @@ def conv2d(
     """
     if isinstance(padding, str):
         input, padding = _apply_named_padding(input, weight, stride, padding, dilation)
-    return torch.ops.fastconv.conv2d.default(
-        input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups
-    )
+    return _conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _pair(value: _Pair) -> list[int]:

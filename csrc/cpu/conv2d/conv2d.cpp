@@ -6,38 +6,13 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_gather.h"
+#include "cpu/conv2d/conv2d_phases.h"
+#include "cpu/conv2d/depthwise.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
 
 namespace fastconv::cpu {
 namespace {
-
-// The inputs of one stride phase along one dimension: positions first, first + stride, ...
-struct Phase {
-  int64_t first;
-  int64_t count;
-};
-
-// One kernel position that reaches a phase: output = grid index + offset.
-struct PhaseTap {
-  int64_t kernel_index;
-  int64_t offset;
-};
-
-Phase input_phase(int64_t phase, int64_t stride, int64_t padding, int64_t size) {
-  const int64_t first = ((phase - padding) % stride + stride) % stride;
-  return {first, first >= size ? 0 : ceil_div(size - first, stride)};
-}
-
-std::vector<PhaseTap> phase_taps(int64_t first, int64_t stride, int64_t padding, int64_t dilation,
-                                 int64_t kernel) {
-  std::vector<PhaseTap> taps;
-  for (int64_t k = 0; k < kernel; ++k) {
-    const int64_t numerator = first + padding - k * dilation;
-    if (numerator % stride == 0) taps.push_back({k, numerator / stride});
-  }
-  return taps;
-}
 
 void fill_zero(const GatherConv& conv) {
   for (int64_t n = 0; n < conv.batch; ++n)
@@ -138,12 +113,21 @@ void for_each_phase(const Conv2dGradInput& call, const Visit& visit) {
 
 Conv2dPlan plan_conv2d_forward(const Conv2dForward& call) {
   Conv2dPlan plan{active_isa(), worthwhile_threads(call.shape.multiply_adds(), 0), 0};
+  if (depthwise_applies(call)) {
+    plan.scratch_floats = depthwise_scratch_floats(call);
+    return plan;
+  }
   const GatherConv conv = forward_gather(call);
   plan.scratch_floats = gather_scratch_floats(plan_gather(conv, plan.isa, plan.threads), conv);
   return plan;
 }
 
 void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* scratch) {
+  if (depthwise_applies(call)) {
+    record_kernel(KernelId::kConv2dForward, "depthwise", plan.isa);
+    depthwise_forward(plan, call, scratch);
+    return;
+  }
   const GatherConv conv = forward_gather(call);
   const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
   record_kernel(KernelId::kConv2dForward, gather_algorithm_name(gather.algorithm), plan.isa);
@@ -152,6 +136,10 @@ void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* sc
 
 Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call) {
   Conv2dPlan plan{active_isa(), worthwhile_threads(call.shape.multiply_adds(), 0), 0};
+  if (depthwise_applies(call)) {
+    plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
+    return plan;
+  }
   for_each_phase(call, [&](const GatherConv& conv) {
     if (conv.taps() == 0) return;
     const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
@@ -161,6 +149,11 @@ Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call) {
 }
 
 void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, float* scratch) {
+  if (depthwise_applies(call)) {
+    record_kernel(KernelId::kConv2dGradInput, "depthwise", plan.isa);
+    depthwise_grad_input(plan, call, scratch);
+    return;
+  }
   for_each_phase(call, [&](const GatherConv& conv) {
     if (conv.taps() == 0) {
       fill_zero(conv);

@@ -2,6 +2,7 @@
 #include "cpu/conv2d/conv2d_grad_weight.h"
 
 #include "common/checked.h"
+#include "cpu/conv2d/depthwise.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
@@ -9,7 +10,7 @@
 namespace fastconv::cpu {
 namespace {
 
-enum class WeightAlgorithm { kPanel, kDirect, kDot };
+enum class WeightAlgorithm { kPanel, kDirect, kDot, kDepthwise };
 
 const char* algorithm_name(WeightAlgorithm algorithm) {
   switch (algorithm) {
@@ -17,6 +18,8 @@ const char* algorithm_name(WeightAlgorithm algorithm) {
       return "direct";
     case WeightAlgorithm::kDot:
       return "dot";
+    case WeightAlgorithm::kDepthwise:
+      return "depthwise";
     case WeightAlgorithm::kPanel:
       break;
   }
@@ -31,6 +34,7 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   constexpr int64_t kFewSums = 128 * 1024;
   constexpr int64_t kMaxDotSums = 8 * 1024;  // a vector each
   const Conv2dShape& s = call.shape;
+  if (depthwise_applies(call)) return WeightAlgorithm::kDepthwise;
   if (!weight_direct_applies(s)) return WeightAlgorithm::kPanel;
   const int64_t sums = s.in_channels * s.taps() * s.out_channels;
   const int64_t lanes = gemm_kernels(isa).lanes;
@@ -44,30 +48,42 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
                                                            : WeightAlgorithm::kPanel;
 }
 
-WeightVectors vectors_of(WeightAlgorithm algorithm) {
-  return algorithm == WeightAlgorithm::kDot ? WeightVectors::kPixels : WeightVectors::kChannels;
-}
-
 }  // namespace
 
 Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
   const Conv2dShape& s = call.shape;
   Conv2dPlan plan{active_isa(), worthwhile_threads(s.multiply_adds(), 0), 0};
-  const WeightAlgorithm algorithm = choose_algorithm(call, plan.isa);
-  plan.scratch_floats =
-      algorithm == WeightAlgorithm::kPanel
-          ? weight_panel_scratch_floats(s, plan.isa, plan.threads)
-          : weight_direct_scratch_floats(s, vectors_of(algorithm), plan.isa, plan.threads);
+  switch (choose_algorithm(call, plan.isa)) {
+    case WeightAlgorithm::kPanel:
+      plan.scratch_floats = weight_panel_scratch_floats(s, plan.isa, plan.threads);
+      break;
+    case WeightAlgorithm::kDirect:
+      plan.scratch_floats =
+          weight_direct_scratch_floats(s, WeightVectors::kChannels, plan.isa, plan.threads);
+      break;
+    case WeightAlgorithm::kDot:
+      plan.scratch_floats =
+          weight_direct_scratch_floats(s, WeightVectors::kPixels, plan.isa, plan.threads);
+      break;
+    case WeightAlgorithm::kDepthwise:
+      plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
+      break;
+  }
   return plan;
 }
 
 void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch) {
   const WeightAlgorithm algorithm = choose_algorithm(call, plan.isa);
   record_kernel(KernelId::kConv2dGradWeight, algorithm_name(algorithm), plan.isa);
-  if (algorithm == WeightAlgorithm::kPanel) {
-    grad_weight_panel(plan, call, scratch);
-  } else {
-    grad_weight_direct(plan, call, vectors_of(algorithm), scratch);
+  switch (algorithm) {
+    case WeightAlgorithm::kPanel:
+      return grad_weight_panel(plan, call, scratch);
+    case WeightAlgorithm::kDirect:
+      return grad_weight_direct(plan, call, WeightVectors::kChannels, scratch);
+    case WeightAlgorithm::kDot:
+      return grad_weight_direct(plan, call, WeightVectors::kPixels, scratch);
+    case WeightAlgorithm::kDepthwise:
+      return depthwise_grad_weight(plan, call, scratch);
   }
 }
 

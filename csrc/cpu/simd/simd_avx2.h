@@ -48,6 +48,13 @@ struct Simd {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
   }
 
+  // Lanes of a and b in turns: a0 b0 a1 b1 ...
+  static void interleave(Reg a, Reg b, Reg* low, Reg* high) {
+    const __m256 x = _mm256_unpacklo_ps(a, b), y = _mm256_unpackhi_ps(a, b);
+    *low = _mm256_permute2f128_ps(x, y, 0x20);
+    *high = _mm256_permute2f128_ps(x, y, 0x31);
+  }
+
   // rows[i][j] <-> rows[j][i] of an 8 x 8 block held in registers: three rounds of 8 shuffles.
   static void transpose(Reg rows[kLanes]) {
     Reg t[kLanes];

@@ -45,6 +45,14 @@ struct Simd {
     return _mm512_permutex2var_ps(low, index, high);
   }
 
+  // Lanes of a and b in turns: a0 b0 a1 b1 ...
+  static void interleave(Reg a, Reg b, Reg* low, Reg* high) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    *low = _mm512_permutex2var_ps(a, first, b);
+    *high = _mm512_permutex2var_ps(a, second, b);
+  }
+
   // rows[i][j] <-> rows[j][i] of a 16 x 16 block held in registers: four rounds of 16 shuffles.
   static void transpose(Reg rows[kLanes]) {
     Reg t[kLanes];

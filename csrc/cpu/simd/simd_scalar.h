@@ -32,6 +32,12 @@ struct Simd {
 
   static Reg even_lanes(Reg low, Reg /*high*/) { return low; }
 
+  // Lanes of a and b in turns: a0 b0 a1 b1 ...
+  static void interleave(Reg a, Reg b, Reg* low, Reg* high) {
+    *low = a;
+    *high = b;
+  }
+
   static void transpose(Reg /*rows*/[kLanes]) {}
 };
 

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+// Stride phases: the inputs whose position plus padding leaves the same remainder modulo the stride
+// are reached by the same kernel positions. The input gradient is computed phase by phase.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/checked.h"
+
+namespace fastconv::cpu {
+
+// The inputs of one phase along one dimension: positions first, first + stride, ...
+struct Phase {
+  int64_t first;
+  int64_t count;
+};
+
+// One kernel position that reaches a phase: output position = phase index + offset.
+struct PhaseTap {
+  int64_t kernel_index;
+  int64_t offset;
+};
+
+inline Phase input_phase(int64_t phase, int64_t stride, int64_t padding, int64_t size) {
+  const int64_t first = ((phase - padding) % stride + stride) % stride;
+  return {first, first >= size ? 0 : ceil_div(size - first, stride)};
+}
+
+inline std::vector<PhaseTap> phase_taps(int64_t first, int64_t stride, int64_t padding,
+                                        int64_t dilation, int64_t kernel) {
+  std::vector<PhaseTap> taps;
+  for (int64_t k = 0; k < kernel; ++k) {
+    const int64_t numerator = first + padding - k * dilation;
+    if (numerator % stride == 0) taps.push_back({k, numerator / stride});
+  }
+  return taps;
+}
+
+}  // namespace fastconv::cpu

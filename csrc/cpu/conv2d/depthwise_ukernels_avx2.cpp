@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// Depthwise convolution for avx2.
+#include "cpu/simd/simd_avx2.h"
+
+#include "cpu/conv2d/depthwise_ukernels.h"
+#include "cpu/conv2d/depthwise_ukernels_impl.h"
+
+namespace fastconv::cpu {
+
+const DepthwiseKernels kDepthwiseKernelsAvx2 = {&run_plane, &add_plane_products, &interleave,
+                                                &run_image, &add_image_products};
+
+}  // namespace fastconv::cpu
