@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: MIT
+// Pooling kernels for avx512.
+#include "cpu/pool2d/pool2d_ukernels.h"
+#include "cpu/pool2d/pool2d_ukernels_impl.h"
+#include "cpu/simd/simd_avx512.h"
+
+namespace fastconv::cpu {
+
+const Pool2dKernels kPool2dKernelsAvx512 = kPool2dKernels;
+
+}  // namespace fastconv::cpu
