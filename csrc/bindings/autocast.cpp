@@ -17,13 +17,11 @@ Tensor conv2d_autocast(const Tensor& input, const Tensor& weight, const Optional
                        int64_t groups) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const OptionalTensor b = bias.has_value() ? OptionalTensor(to_float32(*bias)) : std::nullopt;
-  return call_conv2d(to_float32(input), to_float32(weight), b,
-                     {stride, padding, dilation, groups});
+  return call_conv2d(to_float32(input), to_float32(weight), b, {stride, padding, dilation, groups});
 }
 
-Tensor max_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size,
-                           at::IntArrayRef stride, at::IntArrayRef padding,
-                           at::IntArrayRef dilation, bool ceil_mode) {
+Tensor max_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                           at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   return call_max_pool2d(to_float32(input), {kernel_size, stride, padding, dilation, ceil_mode});
 }
@@ -36,9 +34,9 @@ Tensor2 max_pool2d_with_indices_autocast(const Tensor& input, at::IntArrayRef ke
                                       {kernel_size, stride, padding, dilation, ceil_mode});
 }
 
-Tensor avg_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size,
-                           at::IntArrayRef stride, at::IntArrayRef padding, bool ceil_mode,
-                           bool count_include_pad, std::optional<int64_t> divisor_override) {
+Tensor avg_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                           std::optional<int64_t> divisor_override) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   return call_avg_pool2d(to_float32(input), {kernel_size, stride, padding, ceil_mode,
                                              count_include_pad, divisor_override});

@@ -16,7 +16,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
     states shapes, dtypes and errors.
     """
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return max_pool2d(
             input,
             self.kernel_size,

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Pooling kernels for avx2.
+// clang-format off: the templates need the instruction set's Simd before them.
+#include "cpu/simd/simd_avx2.h"
+// clang-format on
+
 #include "cpu/pool2d/pool2d_ukernels.h"
 #include "cpu/pool2d/pool2d_ukernels_impl.h"
-#include "cpu/simd/simd_avx2.h"
 
 namespace fastconv::cpu {
 

@@ -30,7 +30,8 @@ struct Simd {
   // p[0], p[step], p[2 * step], ...; lanes outside the mask read as `fill` and touch no memory.
   // Positions inside the mask fit 31 bits.
   static Reg load_strided_or(const float* p, int64_t step, Mask m, Reg fill) {
-    const __m256i index = _mm256_mullo_epi32(lane_numbers(), _mm256_set1_epi32(static_cast<int>(step)));
+    const __m256i index =
+        _mm256_mullo_epi32(lane_numbers(), _mm256_set1_epi32(static_cast<int>(step)));
     return _mm256_mask_i32gather_ps(fill, p, index, _mm256_castsi256_ps(m), sizeof(float));
   }
 
@@ -59,9 +60,7 @@ struct Simd {
     return _mm256_blendv_ps(_mm256_max_ps(x, y), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
   // x in the lanes of the mask, else y.
-  static Reg select(Mask m, Reg x, Reg y) {
-    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(m));
-  }
+  static Reg select(Mask m, Reg x, Reg y) { return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(m)); }
   // a + x in the lanes of the mask, else a (a -0 there becomes +0).
   static Reg add_masked(Reg a, Mask m, Reg x) {
     return _mm256_add_ps(a, _mm256_and_ps(_mm256_castsi256_ps(m), x));

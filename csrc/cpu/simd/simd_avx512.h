@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One vector of float32 on AVX-512 (F, DQ, BW, VL). Same interface as simd_avx2.h and simd_scalar.h;
-// exactly one of the three is included per translation unit, everything has internal linkage.
+// One vector of float32 on AVX-512 (F, DQ, BW, VL). Same interface as simd_avx2.h and
+// simd_scalar.h; exactly one of the three is included per translation unit, everything has internal
+// linkage.
 #pragma once
 
 #include <immintrin.h>
@@ -31,7 +32,8 @@ struct Simd {
   // p[0], p[step], p[2 * step], ...; lanes outside the mask read as `fill` and touch no memory.
   // Positions inside the mask fit 31 bits.
   static Reg load_strided_or(const float* p, int64_t step, Mask m, Reg fill) {
-    const __m512i index = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(static_cast<int>(step)));
+    const __m512i index =
+        _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(static_cast<int>(step)));
     return _mm512_mask_i32gather_ps(fill, m, index, p, sizeof(float));
   }
 
@@ -105,8 +107,7 @@ struct Simd {
   }
   // Undoes even_lanes and odd_lanes: even[0], odd[0], even[1], ...; *low gets the first kLanes.
   static void interleave(Reg even, Reg odd, Reg* low, Reg* high) {
-    const __m512i first =
-        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i second =
         _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     *low = _mm512_permutex2var_ps(even, first, odd);
