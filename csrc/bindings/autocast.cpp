@@ -20,10 +20,35 @@ Tensor conv2d_autocast(const Tensor& input, const Tensor& weight, const Optional
   return call_conv2d(to_float32(input), to_float32(weight), b, {stride, padding, dilation, groups});
 }
 
+Tensor max_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                           at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return call_max_pool2d(to_float32(input), {kernel_size, stride, padding, dilation, ceil_mode});
+}
+
+Tensor2 max_pool2d_with_indices_autocast(const Tensor& input, at::IntArrayRef kernel_size,
+                                         at::IntArrayRef stride, at::IntArrayRef padding,
+                                         at::IntArrayRef dilation, bool ceil_mode) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return call_max_pool2d_with_indices(to_float32(input),
+                                      {kernel_size, stride, padding, dilation, ceil_mode});
+}
+
+Tensor avg_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                           std::optional<int64_t> divisor_override) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return call_avg_pool2d(to_float32(input), {kernel_size, stride, padding, ceil_mode,
+                                             count_include_pad, divisor_override});
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
   m.impl("conv2d", &conv2d_autocast);
+  m.impl("max_pool2d", &max_pool2d_autocast);
+  m.impl("max_pool2d_with_indices", &max_pool2d_with_indices_autocast);
+  m.impl("avg_pool2d", &avg_pool2d_autocast);
 }
 
 }  // namespace fastconv::bindings

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymIntArrayRef.h>
 
 #include <array>
 #include <optional>
@@ -13,6 +14,7 @@ namespace fastconv::bindings {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Tensor2 = std::tuple<Tensor, Tensor>;
 using Tensor3 = std::tuple<Tensor, Tensor, Tensor>;
 
 // True when a torch.func transform (vmap, grad, jvp, ...) is active. C++ autograd Functions refuse
@@ -24,7 +26,7 @@ bool has_tangent(const Tensor& tensor);
 
 bool requires_grad(const Tensor& tensor);
 
-// torch computes convolutions of these itself: no kernel of ours is faster yet.
+// torch computes these dtypes itself: no kernel of ours is faster yet.
 bool runs_on_torch_kernels(at::ScalarType dtype);
 
 struct Conv2dOptions {
@@ -34,11 +36,50 @@ struct Conv2dOptions {
   int64_t groups;
 };
 
+struct PoolOptions {
+  at::IntArrayRef kernel_size;
+  at::IntArrayRef stride;  // empty: kernel_size
+  at::IntArrayRef padding;
+  at::IntArrayRef dilation;
+  bool ceil_mode;
+};
+
 Tensor call_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                    const Conv2dOptions& options);
 
 // Gradients that output_mask does not ask for come back undefined.
 Tensor3 call_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                              const Conv2dOptions& options, std::array<bool, 3> output_mask);
+
+Tensor call_max_pool2d(const Tensor& input, const PoolOptions& options);
+Tensor2 call_max_pool2d_with_indices(const Tensor& input, const PoolOptions& options);
+
+// The pooled tensor and, per output, the number of the winning tap within its window.
+Tensor2 call_max_pool2d_training(const Tensor& input, const PoolOptions& options);
+
+// torch's indices from the offsets of a training pass.
+Tensor call_max_pool2d_indices(const Tensor& offsets, c10::SymIntArrayRef input_size,
+                               const PoolOptions& options);
+
+Tensor call_max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets,
+                                c10::SymIntArrayRef input_size, const PoolOptions& options,
+                                bool channels_last);
+
+// `source`, which has the input's shape, at the winning taps.
+Tensor call_max_pool2d_gather(const Tensor& source, const Tensor& offsets,
+                              const PoolOptions& options);
+
+struct AvgPoolOptions {
+  at::IntArrayRef kernel_size;
+  at::IntArrayRef stride;  // empty: kernel_size
+  at::IntArrayRef padding;
+  bool ceil_mode;
+  bool count_include_pad;
+  std::optional<int64_t> divisor_override;
+};
+
+Tensor call_avg_pool2d(const Tensor& input, const AvgPoolOptions& options);
+Tensor call_avg_pool2d_backward(const Tensor& grad_output, c10::SymIntArrayRef input_size,
+                                const AvgPoolOptions& options, bool channels_last);
 
 }  // namespace fastconv::bindings

@@ -15,9 +15,44 @@ TORCH_LIBRARY(fastconv, m) {
       "_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[2] stride, "
       "int[2] padding, int[2] dilation, int groups, bool[3] output_mask) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
+      "int[2] dilation=1, bool ceil_mode=False) -> Tensor");
+  m.def(
+      "max_pool2d_with_indices(Tensor input, int[2] kernel_size, int[2] stride=[], "
+      "int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)");
+  m.def(
+      "_max_pool2d_training(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "
+      "int[2] dilation, bool ceil_mode) -> (Tensor, Tensor)");
+  m.def(
+      "_max_pool2d_indices(Tensor offsets, SymInt[] input_size, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode) -> Tensor");
+  m.def(
+      "_max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, "
+      "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, "
+      "bool channels_last) -> Tensor");
+  m.def(
+      "_max_pool2d_gather(Tensor source, Tensor offsets, int[2] kernel_size, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool ceil_mode) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
+      "bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor");
+  m.def(
+      "_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, "
+      "int? divisor_override, bool channels_last) -> Tensor");
 }
 
 namespace fastconv::bindings {
+
+namespace {
+
+template <class Signature>
+auto find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+}  // namespace
 
 bool inside_functorch() {
   // ATen/functorch/DynamicLayer.h would tell, but torch ships it without a header it includes
@@ -59,6 +94,71 @@ Tensor3 call_conv2d_backward(const Tensor& grad_output, const Tensor& input, con
                          at::IntArrayRef, at::IntArrayRef, int64_t, std::array<bool, 3>)>();
   return op.call(grad_output, input, weight, options.stride, options.padding, options.dilation,
                  options.groups, output_mask);
+}
+
+Tensor call_max_pool2d(const Tensor& input, const PoolOptions& o) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                     at::IntArrayRef, bool)>("fastconv::max_pool2d");
+  return op.call(input, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
+}
+
+Tensor2 call_max_pool2d_with_indices(const Tensor& input, const PoolOptions& o) {
+  static const auto op =
+      find_op<Tensor2(const Tensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                      at::IntArrayRef, bool)>("fastconv::max_pool2d_with_indices");
+  return op.call(input, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
+}
+
+Tensor2 call_max_pool2d_training(const Tensor& input, const PoolOptions& o) {
+  static const auto op =
+      find_op<Tensor2(const Tensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                      at::IntArrayRef, bool)>("fastconv::_max_pool2d_training");
+  return op.call(input, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
+}
+
+Tensor call_max_pool2d_indices(const Tensor& offsets, c10::SymIntArrayRef input_size,
+                               const PoolOptions& o) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, c10::SymIntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                     at::IntArrayRef, at::IntArrayRef, bool)>("fastconv::_max_pool2d_indices");
+  return op.call(offsets, input_size, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
+}
+
+Tensor call_max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets,
+                                c10::SymIntArrayRef input_size, const PoolOptions& o,
+                                bool channels_last) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, at::IntArrayRef,
+                     at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, bool, bool)>(
+          "fastconv::_max_pool2d_backward");
+  return op.call(grad_output, offsets, input_size, o.kernel_size, o.stride, o.padding, o.dilation,
+                 o.ceil_mode, channels_last);
+}
+
+Tensor call_max_pool2d_gather(const Tensor& source, const Tensor& offsets, const PoolOptions& o) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef,
+                     at::IntArrayRef, at::IntArrayRef, bool)>("fastconv::_max_pool2d_gather");
+  return op.call(source, offsets, o.kernel_size, o.stride, o.padding, o.dilation, o.ceil_mode);
+}
+
+Tensor call_avg_pool2d(const Tensor& input, const AvgPoolOptions& o) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, bool, bool,
+                     std::optional<int64_t>)>("fastconv::avg_pool2d");
+  return op.call(input, o.kernel_size, o.stride, o.padding, o.ceil_mode, o.count_include_pad,
+                 o.divisor_override);
+}
+
+Tensor call_avg_pool2d_backward(const Tensor& grad_output, c10::SymIntArrayRef input_size,
+                                const AvgPoolOptions& o, bool channels_last) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, c10::SymIntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                     at::IntArrayRef, bool, bool, std::optional<int64_t>, bool)>(
+          "fastconv::_avg_pool2d_backward");
+  return op.call(grad_output, input_size, o.kernel_size, o.stride, o.padding, o.ceil_mode,
+                 o.count_include_pad, o.divisor_override, channels_last);
 }
 
 }  // namespace fastconv::bindings

@@ -11,6 +11,7 @@ namespace {
 struct Simd {
   using Reg = __m256;
   using Mask = __m256i;  // all ones or all zeros per lane
+  using Ints = __m256i;  // one int32_t per lane
   static constexpr int kLanes = 8;
 
   static Reg zero() { return _mm256_setzero_ps(); }
@@ -21,6 +22,18 @@ struct Simd {
   // Lanes outside the mask read as zero; memory outside the mask is not touched.
   static Reg load_masked(const float* p, Mask m) { return _mm256_maskload_ps(p, m); }
   static void store_masked(float* p, Reg x, Mask m) { _mm256_maskstore_ps(p, m, x); }
+
+  // As load_masked, but lanes outside the mask read as `fill`.
+  static Reg load_masked_or(const float* p, Mask m, Reg fill) {
+    return select(m, _mm256_maskload_ps(p, m), fill);
+  }
+  // p[0], p[step], p[2 * step], ...; lanes outside the mask read as `fill` and touch no memory.
+  // Positions inside the mask fit 31 bits.
+  static Reg load_strided_or(const float* p, int64_t step, Mask m, Reg fill) {
+    const __m256i index =
+        _mm256_mullo_epi32(lane_numbers(), _mm256_set1_epi32(static_cast<int>(step)));
+    return _mm256_mask_i32gather_ps(fill, p, index, _mm256_castsi256_ps(m), sizeof(float));
+  }
 
   // Lanes [0, n), 0 <= n <= kLanes.
   static Mask mask_first(int64_t n) {
@@ -35,6 +48,61 @@ struct Simd {
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
 
+  static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+
+  // Lanes in which x > y or x is NaN.
+  static Mask greater_or_nan(Reg x, Reg y) {
+    return _mm256_castps_si256(
+        _mm256_or_ps(_mm256_cmp_ps(x, y, _CMP_GT_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+  }
+  // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
+  static Reg max_or_nan(Reg x, Reg y) {
+    return _mm256_blendv_ps(_mm256_max_ps(x, y), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
+  // x in the lanes of the mask, else y.
+  static Reg select(Mask m, Reg x, Reg y) { return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(m)); }
+  // a + x in the lanes of the mask, else a (a -0 there becomes +0).
+  static Reg add_masked(Reg a, Mask m, Reg x) {
+    return _mm256_add_ps(a, _mm256_and_ps(_mm256_castsi256_ps(m), x));
+  }
+
+  static Ints set1_int(int32_t x) { return _mm256_set1_epi32(x); }
+  static Ints load_ints(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static Ints select_int(Mask m, Ints x, Ints y) { return _mm256_blendv_epi8(y, x, m); }
+  static Ints add_int(Ints x, Ints y) { return _mm256_add_epi32(x, y); }
+  static Mask equal_int(Ints x, Ints y) { return _mm256_cmpeq_epi32(x, y); }
+
+  // The first n lanes as bytes (values 0 .. 255) or int32_t; memory past them is not touched.
+  static void store_first(uint8_t* p, Ints x, int64_t n) {
+    const __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    uint64_t bytes = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+    if (n == kLanes) {
+      __builtin_memcpy(p, &bytes, sizeof bytes);
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i, bytes >>= 8) p[i] = static_cast<uint8_t>(bytes);
+  }
+  static void store_first(int32_t* p, Ints x, int64_t n) {
+    _mm256_maskstore_epi32(p, mask_first(n), x);
+  }
+  // Lanes [begin, end) of what store_first wrote; other lanes are zero and touch no memory.
+  static Ints load_range(const uint8_t* p, int64_t begin, int64_t end) {
+    uint64_t bytes = 0;
+    for (int64_t i = begin; i < end; ++i) bytes |= static_cast<uint64_t>(p[i]) << (8 * i);
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes)));
+  }
+  static Ints load_range(const int32_t* p, int64_t begin, int64_t end) {
+    return _mm256_maskload_epi32(p, mask_range(begin, end));
+  }
+  // All lanes, as load_range(p, 0, kLanes).
+  static Ints load_all(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Ints load_all(const int32_t* p) { return load_ints(p); }
+
   // Sum of all lanes, pairwise.
   static float reduce_add(Reg x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -48,11 +116,17 @@ struct Simd {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
   }
 
-  // Lanes of a and b in turns: a0 b0 a1 b1 ...
-  static void interleave(Reg a, Reg b, Reg* low, Reg* high) {
-    const __m256 x = _mm256_unpacklo_ps(a, b), y = _mm256_unpackhi_ps(a, b);
-    *low = _mm256_permute2f128_ps(x, y, 0x20);
-    *high = _mm256_permute2f128_ps(x, y, 0x31);
+  // Lanes 1, 3, 5, ... of the 2 * kLanes floats in (low, high).
+  static Reg odd_lanes(Reg low, Reg high) {
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0xdd));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+  }
+  // Undoes even_lanes and odd_lanes: even[0], odd[0], even[1], ...; *low gets the first kLanes.
+  static void interleave(Reg even, Reg odd, Reg* low, Reg* high) {
+    const Reg a = _mm256_unpacklo_ps(even, odd);
+    const Reg b = _mm256_unpackhi_ps(even, odd);
+    *low = _mm256_permute2f128_ps(a, b, 0x20);
+    *high = _mm256_permute2f128_ps(a, b, 0x31);
   }
 
   // rows[i][j] <-> rows[j][i] of an 8 x 8 block held in registers: three rounds of 8 shuffles.

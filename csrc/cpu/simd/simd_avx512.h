@@ -13,6 +13,7 @@ namespace {
 struct Simd {
   using Reg = __m512;
   using Mask = __mmask16;
+  using Ints = __m512i;  // one int32_t per lane
   static constexpr int kLanes = 16;
 
   static Reg zero() { return _mm512_setzero_ps(); }
@@ -23,6 +24,18 @@ struct Simd {
   // Lanes outside the mask read as zero; memory outside the mask is not touched.
   static Reg load_masked(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p); }
   static void store_masked(float* p, Reg x, Mask m) { _mm512_mask_storeu_ps(p, m, x); }
+
+  // As load_masked, but lanes outside the mask read as `fill`.
+  static Reg load_masked_or(const float* p, Mask m, Reg fill) {
+    return _mm512_mask_loadu_ps(fill, m, p);
+  }
+  // p[0], p[step], p[2 * step], ...; lanes outside the mask read as `fill` and touch no memory.
+  // Positions inside the mask fit 31 bits.
+  static Reg load_strided_or(const float* p, int64_t step, Mask m, Reg fill) {
+    const __m512i index =
+        _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(static_cast<int>(step)));
+    return _mm512_mask_i32gather_ps(fill, m, index, p, sizeof(float));
+  }
 
   // Lanes [0, n), 0 <= n <= kLanes.
   static Mask mask_first(int64_t n) { return static_cast<Mask>((uint32_t{1} << n) - 1); }
@@ -35,6 +48,47 @@ struct Simd {
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
 
+  static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+
+  // Lanes in which x > y or x is NaN.
+  static Mask greater_or_nan(Reg x, Reg y) {
+    return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  }
+  // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
+  static Reg max_or_nan(Reg x, Reg y) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+  }
+  // x in the lanes of the mask, else y.
+  static Reg select(Mask m, Reg x, Reg y) { return _mm512_mask_mov_ps(y, m, x); }
+  // a + x in the lanes of the mask, else a.
+  static Reg add_masked(Reg a, Mask m, Reg x) { return _mm512_mask_add_ps(a, m, a, x); }
+
+  static Ints set1_int(int32_t x) { return _mm512_set1_epi32(x); }
+  static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Ints select_int(Mask m, Ints x, Ints y) { return _mm512_mask_mov_epi32(y, m, x); }
+  static Ints add_int(Ints x, Ints y) { return _mm512_add_epi32(x, y); }
+  static Mask equal_int(Ints x, Ints y) { return _mm512_cmpeq_epi32_mask(x, y); }
+
+  // The first n lanes as bytes (values 0 .. 255) or int32_t; memory past them is not touched.
+  static void store_first(uint8_t* p, Ints x, int64_t n) {
+    _mm512_mask_cvtusepi32_storeu_epi8(p, mask_first(n), x);
+  }
+  static void store_first(int32_t* p, Ints x, int64_t n) {
+    _mm512_mask_storeu_epi32(p, mask_first(n), x);
+  }
+  // Lanes [begin, end) of what store_first wrote; other lanes are zero and touch no memory.
+  static Ints load_range(const uint8_t* p, int64_t begin, int64_t end) {
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask_range(begin, end), p));
+  }
+  static Ints load_range(const int32_t* p, int64_t begin, int64_t end) {
+    return _mm512_maskz_loadu_epi32(mask_range(begin, end), p);
+  }
+  // All lanes, as load_range(p, 0, kLanes).
+  static Ints load_all(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Ints load_all(const int32_t* p) { return _mm512_loadu_si512(p); }
+
   // Sum of all lanes, pairwise.
   static float reduce_add(Reg x) { return _mm512_reduce_add_ps(x); }
 
@@ -45,12 +99,19 @@ struct Simd {
     return _mm512_permutex2var_ps(low, index, high);
   }
 
-  // Lanes of a and b in turns: a0 b0 a1 b1 ...
-  static void interleave(Reg a, Reg b, Reg* low, Reg* high) {
+  // Lanes 1, 3, 5, ... of the 2 * kLanes floats in (low, high).
+  static Reg odd_lanes(Reg low, Reg high) {
+    const __m512i index =
+        _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(low, index, high);
+  }
+  // Undoes even_lanes and odd_lanes: even[0], odd[0], even[1], ...; *low gets the first kLanes.
+  static void interleave(Reg even, Reg odd, Reg* low, Reg* high) {
     const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-    *low = _mm512_permutex2var_ps(a, first, b);
-    *high = _mm512_permutex2var_ps(a, second, b);
+    const __m512i second =
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    *low = _mm512_permutex2var_ps(even, first, odd);
+    *high = _mm512_permutex2var_ps(even, second, odd);
   }
 
   // rows[i][j] <-> rows[j][i] of a 16 x 16 block held in registers: four rounds of 16 shuffles.
@@ -85,6 +146,11 @@ struct Simd {
       rows[4 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0x88);
       rows[12 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0xdd);
     }
+  }
+
+ private:
+  static __m512i lane_numbers() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
 };
 

@@ -9,6 +9,7 @@ namespace {
 struct Simd {
   using Reg = float;
   using Mask = bool;
+  using Ints = int32_t;
   static constexpr int kLanes = 1;
 
   static Reg zero() { return 0.0f; }
@@ -21,6 +22,11 @@ struct Simd {
     if (m) *p = x;
   }
 
+  static Reg load_masked_or(const float* p, Mask m, Reg fill) { return m ? *p : fill; }
+  static Reg load_strided_or(const float* p, int64_t /*step*/, Mask m, Reg fill) {
+    return m ? *p : fill;
+  }
+
   static Mask mask_first(int64_t n) { return n > 0; }
   static Mask mask_range(int64_t begin, int64_t end) { return begin == 0 && end == 1; }
 
@@ -28,14 +34,41 @@ struct Simd {
   static Reg add(Reg a, Reg b) { return a + b; }
   static Reg mul(Reg a, Reg b) { return a * b; }
 
+  static Reg div(Reg a, Reg b) { return a / b; }
+
+  static Mask greater_or_nan(Reg x, Reg y) { return x > y || x != x; }
+  static Reg max_or_nan(Reg x, Reg y) { return greater_or_nan(x, y) ? x : y; }
+  static Reg select(Mask m, Reg x, Reg y) { return m ? x : y; }
+  static Reg add_masked(Reg a, Mask m, Reg x) { return m ? a + x : a; }
+
+  static Ints set1_int(int32_t x) { return x; }
+  static Ints load_ints(const int32_t* p) { return *p; }
+  static Ints select_int(Mask m, Ints x, Ints y) { return m ? x : y; }
+  static Ints add_int(Ints x, Ints y) { return x + y; }
+  static Mask equal_int(Ints x, Ints y) { return x == y; }
+
+  static void store_first(uint8_t* p, Ints x, int64_t n) {
+    if (n > 0) *p = static_cast<uint8_t>(x);
+  }
+  static void store_first(int32_t* p, Ints x, int64_t n) {
+    if (n > 0) *p = x;
+  }
+  template <typename Offset>
+  static Ints load_range(const Offset* p, int64_t begin, int64_t end) {
+    return begin == 0 && end == 1 ? *p : 0;
+  }
+  template <typename Offset>
+  static Ints load_all(const Offset* p) {
+    return *p;
+  }
+
   static float reduce_add(Reg x) { return x; }
 
   static Reg even_lanes(Reg low, Reg /*high*/) { return low; }
-
-  // Lanes of a and b in turns: a0 b0 a1 b1 ...
-  static void interleave(Reg a, Reg b, Reg* low, Reg* high) {
-    *low = a;
-    *high = b;
+  static Reg odd_lanes(Reg /*low*/, Reg high) { return high; }
+  static void interleave(Reg even, Reg odd, Reg* low, Reg* high) {
+    *low = even;
+    *high = odd;
   }
 
   static void transpose(Reg /*rows*/[kLanes]) {}

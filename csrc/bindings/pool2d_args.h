@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+// The one parser and checker of the arguments of max_pool2d and avg_pool2d, for every device and
+// for forward and backward.
+#pragma once
+
+#include <optional>
+
+#include "bindings/ops.h"
+#include "common/shapes.h"
+
+namespace fastconv::bindings {
+
+// Sizes of one pooling call, from the sizes of a 3-D or 4-D input (3-D: batch 1). Throws ValueError
+// with a message "<op>: expected ..., got ...".
+Pool2dShape parse_pool2d_args(const char* op, at::IntArrayRef input_size,
+                              const PoolOptions& options);
+
+// Throws unless the dtype is one that pooling supports.
+void check_pool2d_dtype(const char* op, at::ScalarType dtype);
+
+// Throws unless divisor_override is absent or other than zero.
+void check_divisor_override(std::optional<int64_t> divisor_override);
+
+// Throws unless `tensor` has these sizes and this dtype.
+void check_pool2d_tensor(const char* op, const char* name, const Tensor& tensor,
+                         at::IntArrayRef expected, at::ScalarType dtype);
+
+// True when results for `input` are laid out channels_last, as torch lays them out.
+bool pools_channels_last(const Tensor& input);
+
+}  // namespace fastconv::bindings

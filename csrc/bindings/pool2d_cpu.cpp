@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+// Max and average pooling, forward and backward, on CPU tensors: check, allocate, call the kernels.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <array>
+
+#include "bindings/pool2d_args.h"
+#include "bindings/scratch.h"
+#include "cpu/pool2d/pool2d.h"
+
+namespace fastconv::bindings {
+namespace {
+
+constexpr const char* kMax = "max_pool2d";
+constexpr const char* kAvg = "avg_pool2d";
+constexpr int64_t kNoDilation[] = {1, 1};
+
+PoolOptions window_of(const AvgPoolOptions& o) {
+  return {o.kernel_size, o.stride, o.padding, kNoDilation, o.ceil_mode};
+}
+
+Strides4 strides_of(const Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+Tensor batched(const Tensor& t) {
+  return t.dim() == 4 ? t : t.unsqueeze(0);
+}
+
+at::MemoryFormat format_of(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+// The kernels read vectors of columns, or of channels; a tensor that lacks them is copied.
+Tensor readable(const Tensor& t, bool channels_last) {
+  const int64_t dimension = channels_last ? 1 : 3;
+  if (t.stride(dimension) == 1 || t.size(dimension) == 1) return t;
+  return t.contiguous(format_of(channels_last));
+}
+
+std::array<int64_t, 4> output_sizes(const Pool2dShape& s) {
+  return {s.batch, s.channels, s.out_height, s.out_width};
+}
+
+// Uninitialised, of the rank of the input.
+Tensor new_output(const Pool2dShape& s, int64_t rank, const at::TensorOptions& options,
+                  bool channels_last) {
+  if (rank == 3) return at::empty({s.channels, s.out_height, s.out_width}, options);
+  return at::empty(output_sizes(s), options, format_of(channels_last));
+}
+
+void check_output_like(const char* op, const char* name, const Tensor& tensor,
+                       const Pool2dShape& shape, size_t rank, at::ScalarType dtype) {
+  const auto sizes = output_sizes(shape);
+  check_pool2d_tensor(op, name, tensor, at::IntArrayRef(sizes).slice(4 - rank), dtype);
+}
+
+at::ScalarType offset_dtype(const Pool2dShape& shape) {
+  return cpu::offset_type_of(shape.taps()) == cpu::OffsetType::kUint8 ? at::kByte : at::kInt;
+}
+
+// Calls body with a value of the tensor's element type, float or double.
+template <class Body>
+void dispatch_float_or_double(const Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == at::kDouble) return body(double{});
+  body(float{});
+}
+
+// `offsets` may be undefined: an inference pass records none.
+void run_max_forward(const Pool2dShape& shape, bool channels_last, const Tensor& input,
+                     const Tensor& output, const Tensor& offsets) {
+  if (output.numel() == 0) return;
+  const Tensor x = readable(batched(input), channels_last);
+  const Strides4 out_strides = strides_of(batched(output));
+  dispatch_float_or_double(x, [&](auto type) {
+    using T = decltype(type);
+    cpu::max_pool2d_forward<T>({shape, channels_last, x.const_data_ptr<T>(), strides_of(x),
+                                output.mutable_data_ptr<T>(), out_strides,
+                                offsets.defined() ? offsets.mutable_data_ptr() : nullptr});
+  });
+}
+
+Tensor max_pool2d_cpu(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  check_pool2d_dtype(kMax, input.scalar_type());
+  const Pool2dShape shape =
+      parse_pool2d_args(kMax, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
+  if (runs_on_torch_kernels(input.scalar_type()))
+    return at::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
+  const bool channels_last = pools_channels_last(input);
+  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  run_max_forward(shape, channels_last, input, output, Tensor());
+  return output;
+}
+
+Tensor2 max_pool2d_training_cpu(const Tensor& input, at::IntArrayRef kernel_size,
+                                at::IntArrayRef stride, at::IntArrayRef padding,
+                                at::IntArrayRef dilation, bool ceil_mode) {
+  check_pool2d_dtype(kMax, input.scalar_type());
+  TORCH_CHECK(!runs_on_torch_kernels(input.scalar_type()),
+              "max_pool2d: expected a float32 or float64 tensor for a pass that records offsets, "
+              "got ",
+              input.scalar_type());
+  const Pool2dShape shape =
+      parse_pool2d_args(kMax, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
+  const bool channels_last = pools_channels_last(input);
+  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor offsets =
+      new_output(shape, input.dim(), input.options().dtype(offset_dtype(shape)), channels_last);
+  run_max_forward(shape, channels_last, input, output, offsets);
+  return {output, offsets};
+}
+
+Tensor max_pool2d_indices_cpu(const Tensor& offsets, at::IntArrayRef input_size,
+                              at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                              at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  const Pool2dShape shape =
+      parse_pool2d_args(kMax, input_size, {kernel_size, stride, padding, dilation, ceil_mode});
+  check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
+  const Tensor indices = at::empty_like(offsets, offsets.options().dtype(at::kLong));
+  if (indices.numel() == 0) return indices;
+  cpu::max_pool2d_indices({shape, offsets.const_data_ptr(), strides_of(batched(offsets)),
+                           indices.mutable_data_ptr<int64_t>(), strides_of(batched(indices))});
+  return indices;
+}
+
+Tensor2 max_pool2d_with_indices_cpu(const Tensor& input, at::IntArrayRef kernel_size,
+                                    at::IntArrayRef stride, at::IntArrayRef padding,
+                                    at::IntArrayRef dilation, bool ceil_mode) {
+  const PoolOptions options{kernel_size, stride, padding, dilation, ceil_mode};
+  check_pool2d_dtype(kMax, input.scalar_type());
+  if (runs_on_torch_kernels(input.scalar_type())) {
+    parse_pool2d_args(kMax, input.sizes(), options);
+    return at::max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode);
+  }
+  const auto [output, offsets] =
+      max_pool2d_training_cpu(input, kernel_size, stride, padding, dilation, ceil_mode);
+  return {output, max_pool2d_indices_cpu(offsets, input.sizes(), kernel_size, stride, padding,
+                                         dilation, ceil_mode)};
+}
+
+Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
+                               at::IntArrayRef input_size, at::IntArrayRef kernel_size,
+                               at::IntArrayRef stride, at::IntArrayRef padding,
+                               at::IntArrayRef dilation, bool ceil_mode, bool channels_last) {
+  const Pool2dShape shape =
+      parse_pool2d_args(kMax, input_size, {kernel_size, stride, padding, dilation, ceil_mode});
+  const auto dtype = grad_output.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  check_output_like(kMax, "grad_output", grad_output, shape, input_size.size(), dtype);
+  check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
+  const Tensor grad_input = at::empty(input_size, grad_output.options(), format_of(channels_last));
+  if (grad_input.numel() == 0) return grad_input;
+  const Tensor go = readable(batched(grad_output), channels_last);
+  const Tensor taps = readable(batched(offsets), channels_last);
+  const Strides4 gi_strides = strides_of(batched(grad_input));
+  dispatch_float_or_double(go, [&](auto type) {
+    using T = decltype(type);
+    cpu::max_pool2d_backward<T>({shape, channels_last, go.const_data_ptr<T>(), strides_of(go),
+                                 taps.const_data_ptr(), strides_of(taps),
+                                 grad_input.mutable_data_ptr<T>(), gi_strides});
+  });
+  return grad_input;
+}
+
+Tensor max_pool2d_gather_cpu(const Tensor& source, const Tensor& offsets,
+                             at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                             at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  const Pool2dShape shape =
+      parse_pool2d_args(kMax, source.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
+  const auto dtype = source.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  check_pool2d_tensor(kMax, "source", source, source.sizes(), dtype);
+  check_output_like(kMax, "offsets", offsets, shape, source.dim(), offset_dtype(shape));
+  const Tensor output = at::empty_like(offsets, source.options());
+  if (output.numel() == 0) return output;
+  const Tensor x = batched(source);
+  dispatch_float_or_double(x, [&](auto type) {
+    using T = decltype(type);
+    cpu::max_pool2d_gather<T>({shape, x.const_data_ptr<T>(), strides_of(x),
+                               offsets.const_data_ptr(), strides_of(batched(offsets)),
+                               output.mutable_data_ptr<T>(), strides_of(batched(output))});
+  });
+  return output;
+}
+
+Tensor avg_pool2d_cpu(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                      at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                      std::optional<int64_t> divisor_override) {
+  check_pool2d_dtype(kAvg, input.scalar_type());
+  check_divisor_override(divisor_override);
+  const Pool2dShape shape = parse_pool2d_args(
+      kAvg, input.sizes(),
+      window_of({kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override}));
+  if (runs_on_torch_kernels(input.scalar_type()))
+    return at::avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
+                          divisor_override);
+  const bool channels_last = pools_channels_last(input);
+  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  if (output.numel() == 0) return output;
+  const Tensor x = readable(batched(input), channels_last);
+  const Strides4 out_strides = strides_of(batched(output));
+  dispatch_float_or_double(x, [&](auto type) {
+    using T = decltype(type);
+    cpu::avg_pool2d_forward<T>({shape,
+                                channels_last,
+                                {count_include_pad, divisor_override.value_or(0)},
+                                x.const_data_ptr<T>(),
+                                strides_of(x),
+                                output.mutable_data_ptr<T>(),
+                                out_strides});
+  });
+  return output;
+}
+
+Tensor avg_pool2d_backward_cpu(const Tensor& grad_output, at::IntArrayRef input_size,
+                               at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                               at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                               std::optional<int64_t> divisor_override, bool channels_last) {
+  check_divisor_override(divisor_override);
+  const Pool2dShape shape = parse_pool2d_args(
+      kAvg, input_size,
+      window_of({kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override}));
+  const auto dtype = grad_output.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  check_output_like(kAvg, "grad_output", grad_output, shape, input_size.size(), dtype);
+  const Tensor grad_input = at::empty(input_size, grad_output.options(), format_of(channels_last));
+  if (grad_input.numel() == 0) return grad_input;
+  const Tensor go = readable(batched(grad_output), channels_last);
+  const Strides4 gi_strides = strides_of(batched(grad_input));
+  const cpu::AvgDivisor divisor{count_include_pad, divisor_override.value_or(0)};
+  const Scratch scratch(cpu::avg_pool2d_backward_scratch(shape, divisor));
+  dispatch_float_or_double(go, [&](auto type) {
+    using T = decltype(type);
+    cpu::avg_pool2d_backward<T>({shape, channels_last, divisor, go.const_data_ptr<T>(),
+                                 strides_of(go), grad_input.mutable_data_ptr<T>(), gi_strides},
+                                scratch.data());
+  });
+  return grad_input;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  m.impl("max_pool2d", &max_pool2d_cpu);
+  m.impl("max_pool2d_with_indices", &max_pool2d_with_indices_cpu);
+  m.impl("_max_pool2d_training", &max_pool2d_training_cpu);
+  m.impl("_max_pool2d_indices", &max_pool2d_indices_cpu);
+  m.impl("_max_pool2d_backward", &max_pool2d_backward_cpu);
+  m.impl("_max_pool2d_gather", &max_pool2d_gather_cpu);
+  m.impl("avg_pool2d", &avg_pool2d_cpu);
+  m.impl("_avg_pool2d_backward", &avg_pool2d_backward_cpu);
+}
+
+}  // namespace fastconv::bindings

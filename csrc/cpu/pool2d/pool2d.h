@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+// max_pool2d and avg_pool2d on raw pointers: float32 by vector kernels on the active ISA, float64
+// by the plain loops of pool2d_reference.h.
+//
+//   window of output (i, j): input (i * stride - padding + r * dilation, j * ... + q * dilation),
+//   tap number r * kernel_width + q; taps outside the input are not part of the window
+//
+// The maximum is torch's: the first of equal values wins, a NaN beats every number and the last NaN
+// stays, a window without taps gives -infinity. A training pass records per output the tap number
+// that won ("offset"), one byte while the window has at most 256 taps. Offsets of windows without a
+// winner name the first tap that is not above or left of the input; it may lie outside the input.
+//
+// Tensors are [batch, channels, height, width]. All tensors of a float call have contiguous columns
+// (stride 1), or, with channels_last, contiguous channels. No pointer may alias another; outputs
+// are written completely, never read first. Results do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "common/shapes.h"
+
+namespace fastconv::cpu {
+
+enum class OffsetType : int { kNone, kUint8, kInt32 };
+
+// The type of the offsets that a window of `taps` taps needs. Precondition: taps < 2^31.
+inline OffsetType offset_type_of(int64_t taps) {
+  return taps <= 256 ? OffsetType::kUint8 : OffsetType::kInt32;
+}
+
+template <typename T>
+struct MaxPool2dForward {
+  Pool2dShape shape;
+  bool channels_last;
+  const T* input;
+  Strides4 input_strides;
+  T* output;
+  Strides4 output_strides;
+  void* offsets;  // strides of the output, type offset_type_of(taps); nullptr: not recorded
+};
+
+template <typename T>
+struct MaxPool2dBackward {
+  Pool2dShape shape;
+  bool channels_last;
+  const T* grad_output;
+  Strides4 grad_output_strides;
+  const void* offsets;
+  Strides4 offset_strides;
+  T* grad_input;
+  Strides4 grad_input_strides;
+};
+
+// output = source at the winning taps: the adjoint of the backward pass.
+template <typename T>
+struct MaxPool2dGather {
+  Pool2dShape shape;
+  const T* source;
+  Strides4 source_strides;
+  const void* offsets;
+  Strides4 offset_strides;
+  T* output;
+  Strides4 output_strides;
+};
+
+// Turns offsets into torch's indices, row * in_width + column within the plane.
+struct MaxPool2dIndices {
+  Pool2dShape shape;
+  const void* offsets;
+  Strides4 offset_strides;
+  int64_t* indices;
+  Strides4 index_strides;
+};
+
+// What an average divides by: divisor_override if not 0, else the taps of the window, with or
+// without those in the padding.
+struct AvgDivisor {
+  bool count_include_pad;
+  int64_t divisor_override;
+};
+
+template <typename T>
+struct AvgPool2dForward {
+  Pool2dShape shape;  // dilation 1
+  bool channels_last;
+  AvgDivisor divisor;
+  const T* input;
+  Strides4 input_strides;
+  T* output;
+  Strides4 output_strides;
+};
+
+template <typename T>
+struct AvgPool2dBackward {
+  Pool2dShape shape;  // dilation 1
+  bool channels_last;
+  AvgDivisor divisor;
+  const T* grad_output;
+  Strides4 grad_output_strides;
+  T* grad_input;
+  Strides4 grad_input_strides;
+};
+
+// Instantiated for float and double.
+template <typename T>
+void max_pool2d_forward(const MaxPool2dForward<T>& call);
+template <typename T>
+void max_pool2d_backward(const MaxPool2dBackward<T>& call);
+template <typename T>
+void max_pool2d_gather(const MaxPool2dGather<T>& call);
+void max_pool2d_indices(const MaxPool2dIndices& call);
+
+template <typename T>
+void avg_pool2d_forward(const AvgPool2dForward<T>& call);
+
+// Floats of scratch that avg_pool2d_backward<float> wants; 0 for most windows.
+int64_t avg_pool2d_backward_scratch(const Pool2dShape& shape, const AvgDivisor& divisor);
+template <typename T>
+void avg_pool2d_backward(const AvgPool2dBackward<T>& call, float* scratch);
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+// Backward pooling where columns are contiguous. Gather form: a vector of neighbouring inputs adds
+// what each window that holds them gives, so every input is written once, nothing is zero-filled or
+// scattered, and windows add in row-major order as torch does. Windows too large or too irregular
+// for that scatter into rows that no other thread touches. Internal linkage throughout, see
+// gemm_ukernels_impl.h.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/pool2d/pool2d_grad_policies_impl.h"
+#include "cpu/pool2d/pool2d_policies_impl.h"
+
+namespace {
+
+using fastconv::cpu::RowRange;
+
+// Calls visit(n, c, y, row pointer) for flat rows of grad_input.
+template <class Grad, class Visit>
+inline void for_each_input_row(const Grad& grad, RowRange range, const Visit& visit) {
+  const Pool2dShape& s = grad.call.shape;
+  const Strides4& gi = grad.call.grad_input_strides;
+  int64_t plane = range.begin / s.in_height;
+  int64_t y = range.begin % s.in_height;
+  for (int64_t row = range.begin; row < range.end; ++plane, y = 0) {
+    const int64_t n = plane / s.channels;
+    const int64_t c = plane % s.channels;
+    for (; y < s.in_height && row < range.end; ++y, ++row)
+      visit(n, c, y, grad.call.grad_input + element_of(gi, n, c, y, 0));
+  }
+}
+
+// --- Stride 1 or 2, no dilation: gather ----------------------------------------------------------
+
+// A vector of inputs is S registers: with stride 2 the inputs whose padded column is even and those
+// whose is odd. `base` is padded column / S of lane 0; window base - d holds the lanes at tap
+// d * S (+ 1 for the odd ones). kShifts distances d matter.
+template <int S>
+inline int64_t shifts_of(int64_t kernel) {
+  return S == 1 ? kernel : (kernel + 1) / 2;
+}
+
+// Which windows exist and which inputs exist, for one vector.
+template <int S, int MaxShifts>
+struct GradEdge {
+  int64_t base;
+  int64_t begin[MaxShifts];
+  int64_t end[MaxShifts];
+  Simd::Mask windows[MaxShifts];
+  Simd::Mask inputs[S];
+};
+
+template <int S, int Shifts>
+inline GradEdge<S, Shifts> grad_edge(int64_t base, const Pool2dShape& s) {
+  GradEdge<S, Shifts> edge;
+  edge.base = base;
+  for (int d = 0; d < Shifts; ++d) {
+    edge.begin[d] = clamp_to(d - base, 0, kLanes);
+    edge.end[d] = clamp_to(s.out_width - base + d, edge.begin[d], kLanes);
+    edge.windows[d] = Simd::mask_range(edge.begin[d], edge.end[d]);
+  }
+  for (int p = 0; p < S; ++p)
+    edge.inputs[p] = lanes_in(base * S - s.padding_width + p * kLanes, s.in_width);
+  return edge;
+}
+
+template <int S>
+inline void store_inputs(float* target, Simd::Reg (&sum)[S], const Simd::Mask* inputs) {
+  if constexpr (S == 2) Simd::interleave(sum[0], sum[1], &sum[0], &sum[1]);
+#pragma GCC unroll 2
+  for (int p = 0; p < S; ++p) {
+    if (inputs == nullptr) {
+      Simd::store(target + p * kLanes, sum[p]);
+    } else {
+      Simd::store_masked(target + p * kLanes, sum[p], inputs[p]);
+    }
+  }
+}
+
+// Windows [begin, end) of rows that hold input row y.
+struct InputRow {
+  int64_t n;
+  int64_t c;
+  int64_t padded;
+  TapRange windows;
+  float* target;  // column 0 of grad_input's row
+};
+
+template <int K, int S, class Grad>
+inline void grad_fixed_vector(const Grad& grad, const InputRow& row, int64_t base,
+                              const GradEdge<S, (K + S - 1) / S>* edge) {
+  constexpr int kShifts = (K + S - 1) / S;
+  Simd::Reg sum[S];
+  for (int p = 0; p < S; ++p) sum[p] = Simd::zero();
+  for (int64_t i = row.windows.begin; i < row.windows.end; ++i) {
+    const auto source = grad.source(row.n, row.c, i, 0);
+    const int64_t r = row.padded - i * S;
+#pragma GCC unroll 3
+    for (int d = kShifts - 1; d >= 0; --d) {
+#pragma GCC unroll 2
+      for (int p = 0; p < S; ++p) {
+        if (d * S + p >= K) continue;
+        const Simd::Ints tap = grad.tap(r, d * S + p);
+        sum[p] = edge == nullptr ? grad.add_all(sum[p], source, base - d, tap)
+                                 : grad.add_range(sum[p], source, base - d, tap, edge->begin[d],
+                                                  edge->end[d], edge->windows[d]);
+      }
+    }
+  }
+  for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);
+  store_inputs<S>(row.target + base * S - grad.call.shape.padding_width, sum,
+                  edge == nullptr ? nullptr : edge->inputs);
+}
+
+// The vectors of an input row that an edge cuts, prepared once for all rows; few for the same
+// reason as in EdgeVectors.
+template <int K, int S>
+struct GradVectors {
+  static constexpr int kMax = 6;
+  static constexpr int kShifts = (K + S - 1) / S;
+
+  explicit GradVectors(const Pool2dShape& s) {
+    const int64_t end = (s.in_width + s.padding_width + S - 1) / S;
+    const auto is_inner = [&](int64_t base) {
+      const int64_t column = base * S - s.padding_width;
+      return column >= 0 && column + S * kLanes <= s.in_width && base >= kShifts - 1 &&
+             base + kLanes <= s.out_width;
+    };
+    int64_t base = s.padding_width / S;
+    for (; base < end && !is_inner(base); base += kLanes)
+      edges[count++] = grad_edge<S, kShifts>(base, s);
+    left = count;
+    inner_begin = base;
+    while (base < end && is_inner(base)) base += kLanes;
+    inner_end = base;
+    for (; base < end; base += kLanes) edges[count++] = grad_edge<S, kShifts>(base, s);
+  }
+
+  GradEdge<S, kShifts> edges[kMax];
+  int count = 0;
+  int left;
+  int64_t inner_begin;
+  int64_t inner_end;
+};
+
+template <int K, int S, class Grad>
+void grad_fixed_rows(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const GradVectors<K, S> vectors(s);
+  for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
+    const int64_t padded = y + s.padding_height;
+    const InputRow row{n, c, padded, windows_over(padded, K, S, s.out_height), target};
+    for (int e = 0; e < vectors.left; ++e)
+      grad_fixed_vector<K, S>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
+    for (int64_t base = vectors.inner_begin; base < vectors.inner_end; base += kLanes)
+      grad_fixed_vector<K, S, Grad>(grad, row, base, nullptr);
+    for (int e = vectors.left; e < vectors.count; ++e)
+      grad_fixed_vector<K, S>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
+  });
+}
+
+// As grad_fixed_rows for any kernel size.
+template <int S, class Grad>
+void grad_gather_rows(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const int64_t shifts = shifts_of<S>(s.kernel_width);
+  for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
+    const int64_t padded = y + s.padding_height;
+    const TapRange windows = windows_over(padded, s.kernel_height, s.stride_height, s.out_height);
+    for (int64_t base = s.padding_width / S; base * S < s.in_width + s.padding_width;
+         base += kLanes) {
+      Simd::Reg sum[S];
+      for (int p = 0; p < S; ++p) sum[p] = Simd::zero();
+      for (int64_t i = windows.begin; i < windows.end; ++i) {
+        const auto source = grad.source(n, c, i, 0);
+        const int64_t r = padded - i * s.stride_height;
+        for (int64_t d = shifts - 1; d >= 0; --d) {
+          const int64_t begin = clamp_to(d - base, 0, kLanes);
+          const int64_t end = clamp_to(s.out_width - base + d, begin, kLanes);
+          const Simd::Mask mask = Simd::mask_range(begin, end);
+          for (int p = 0; p < S && d * S + p < s.kernel_width; ++p)
+            sum[p] =
+                grad.add_range(sum[p], source, base - d, grad.tap(r, d * S + p), begin, end, mask);
+        }
+      }
+      for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);
+      const GradEdge<S, 1> edge = grad_edge<S, 1>(base, s);
+      store_inputs<S>(target + base * S - s.padding_width, sum, edge.inputs);
+    }
+  });
+}
+
+// --- Windows that do not overlap: every input belongs to one window or to none -------------------
+
+template <class Grad>
+void grad_spread_rows(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
+    const int64_t i = (y + s.padding_height) / s.stride_height;
+    const int64_t r = (y + s.padding_height) % s.stride_height;
+    const bool covered = i < s.out_height && r < s.kernel_height;
+    int64_t x = 0;
+    for (int64_t j = 0; covered && j < s.out_width; ++j) {
+      const auto source = grad.source(n, c, i, j);
+      const int64_t origin = j * s.stride_width - s.padding_width;
+      const int64_t window_end = min_of(origin + s.kernel_width, s.in_width);
+      for (; x < window_end; ++x) target[x] = grad.value(source, r, x - origin);
+      const int64_t next = min_of(origin + s.stride_width, s.in_width);
+      for (; x < next; ++x) target[x] = 0.0f;
+    }
+    for (; x < s.in_width; ++x) target[x] = 0.0f;
+  });
+}
+
+// --- Everything else: scatter --------------------------------------------------------------------
+
+// Adds the window (i, j) to rows [begin, end) of the plane.
+template <typename Offset>
+inline void scatter_window(const MaxGrad<Offset>& grad, int64_t n, int64_t c, int64_t i, int64_t j,
+                           RowRange rows, float* plane) {
+  const Pool2dShape& s = grad.call.shape;
+  const auto source = grad.source(n, c, i, j);
+  const uint32_t offset = static_cast<uint32_t>(*source.offset);
+  const uint32_t width = static_cast<uint32_t>(s.kernel_width);
+  const int64_t y = i * s.stride_height - s.padding_height + offset / width * s.dilation_height;
+  const int64_t x = j * s.stride_width - s.padding_width + offset % width * s.dilation_width;
+  if (y >= rows.begin && y < rows.end && x < s.in_width)
+    plane[y * grad.call.grad_input_strides.row + x] += *source.grad;
+}
+
+inline void scatter_window(const AvgGrad& grad, int64_t n, int64_t c, int64_t i, int64_t j,
+                           RowRange rows, float* plane) {
+  const Pool2dShape& s = grad.call.shape;
+  const float value = *grad.source(n, c, i, j) / grad.call.divisor;
+  const int64_t row = i * s.stride_height - s.padding_height;
+  const int64_t column = j * s.stride_width - s.padding_width;
+  const int64_t row_end = min_of(row + s.kernel_height, rows.end);
+  const int64_t column_end = min_of(column + s.kernel_width, s.in_width);
+  for (int64_t y = max_of(row, rows.begin); y < row_end; ++y) {
+    float* target = plane + y * grad.call.grad_input_strides.row;
+    for (int64_t x = max_of(column, 0); x < column_end; ++x) target[x] += value;
+  }
+}
+
+template <class Grad>
+void grad_scatter_rows(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const Strides4& gi = grad.call.grad_input_strides;
+  const int64_t extent = (s.kernel_height - 1) * s.dilation_height + 1;
+  for (int64_t row = range.begin; row < range.end;) {
+    const int64_t plane_index = row / s.in_height;
+    const int64_t n = plane_index / s.channels;
+    const int64_t c = plane_index % s.channels;
+    const int64_t begin = row % s.in_height;
+    const RowRange rows{begin, min_of(s.in_height, begin + range.end - row)};
+    float* plane = grad.call.grad_input + element_of(gi, n, c, 0, 0);
+    for (int64_t y = rows.begin; y < rows.end; ++y)
+      for (int64_t x = 0; x < s.in_width; ++x) plane[y * gi.row + x] = 0.0f;
+    const int64_t first =
+        windows_over(rows.begin + s.padding_height, extent, s.stride_height, s.out_height).begin;
+    const int64_t last =
+        windows_over(rows.end - 1 + s.padding_height, extent, s.stride_height, s.out_height).end;
+    for (int64_t i = first; i < last; ++i)
+      for (int64_t j = 0; j < s.out_width; ++j) scatter_window(grad, n, c, i, j, rows, plane);
+    row += rows.end - rows.begin;
+  }
+}
+
+// Gathering costs one step per tap and vector, scattering one per output: the larger the window,
+// the better scattering looks.
+constexpr int64_t kMaxGatherTaps = 64;
+
+template <class Grad>
+void grad_general(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const bool dilated = s.dilation_height > 1 || s.dilation_width > 1;
+  if (!dilated && s.kernel_height * s.kernel_width <= kMaxGatherTaps) {
+    if (s.stride_width == 1) return grad_gather_rows<1>(grad, range);
+    if (s.stride_width == 2) return grad_gather_rows<2>(grad, range);
+  }
+  if (!dilated && s.stride_height >= s.kernel_height && s.stride_width >= s.kernel_width)
+    return grad_spread_rows(grad, range);
+  grad_scatter_rows(grad, range);
+}
+
+}  // namespace
