@@ -9,13 +9,13 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from fastconv import _load  # isort: skip  (registers the operators; everything below needs them)
-from fastconv import functional, nn, runtime
+from fastconv import functional, models, nn, runtime
 
 try:
     __version__ = version("fastconv")
 except PackageNotFoundError:  # imported from a source tree on sys.path, not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "functional", "nn", "runtime"]
+__all__ = ["__version__", "functional", "models", "nn", "runtime"]
 
 del _load

@@ -305,42 +305,126 @@ inline void find_taps(const DepthwiseTaps& taps, const DepthwiseImage& image, in
   }
 }
 
+// A run of output pixels [begin, end) of one row that all have the same taps at the same offsets
+// from their own place. A row is an edge on either side and one long run between them.
+template <typename Visit>
+inline void for_each_run(const DepthwiseTaps& taps, const DepthwiseImage& image, int64_t i,
+                         const Visit& visit) {
+  int64_t left = taps.columns[0], right = taps.columns[0];
+  for (int64_t q = 1; q < taps.column_count; ++q) {
+    left = min_of(left, taps.columns[q]);
+    right = max_of(right, taps.columns[q]);
+  }
+  const int64_t step = taps.column_step;
+  const int64_t begin = min_of(left >= 0 ? 0 : (-left + step - 1) / step, image.out_width);
+  const int64_t room = image.in_width - right;  // j * step < room
+  const int64_t end =
+      max_of(begin, min_of(room <= 0 ? 0 : (room + step - 1) / step, image.out_width));
+  PixelTaps found;
+  for (int64_t j = 0; j < image.out_width;) {
+    const int64_t stop = j == begin && begin < end ? end : j + 1;
+    find_taps(taps, image, i, j, &found);
+    visit(found, j, stop);
+    j = stop;
+  }
+}
+
+// One vector of channels of a run. Nine taps, the common case, keep their weights in registers.
+template <int Taps>
+inline void run_pixels(const DepthwiseTaps& taps, const DepthwiseImage& image,
+                       const PixelTaps& found, const float* weights, Simd::Reg start, int64_t c,
+                       Simd::Mask lanes, float* out, int64_t pixels) {
+  const int64_t step = taps.column_step * image.in_column;
+  const int64_t count = Taps > 0 ? Taps : found.count;
+  Simd::Reg w[Taps > 0 ? Taps : kMaxDepthwiseTaps];
+  const float* x[Taps > 0 ? Taps : kMaxDepthwiseTaps];
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < count; ++t) {
+    w[t] = Simd::load_masked(weights + found.tap[t] * image.channels + c, lanes);
+    x[t] = image.input + found.offset[t] + c;
+  }
+  const bool whole = image.channels - c >= kLanes;
+  for (int64_t j = 0; j < pixels; ++j) {
+    auto sum = start;
+    if (whole) {
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < count; ++t) sum = Simd::fma(w[t], Simd::load(x[t] + j * step), sum);
+      Simd::store(out + j * image.out_column, sum);
+    } else {
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < count; ++t)
+        sum = Simd::fma(w[t], Simd::load_masked(x[t] + j * step, lanes), sum);
+      Simd::store_masked(out + j * image.out_column, sum, lanes);
+    }
+  }
+}
+
 void run_image(const DepthwiseTaps& taps, const DepthwiseImage& image, const float* weights,
                const float* bias) {
-  PixelTaps found;
   for (int64_t i = 0; i < image.out_height; ++i)
-    for (int64_t j = 0; j < image.out_width; ++j) {
-      find_taps(taps, image, i, j, &found);
-      float* out = image.output + i * image.out_row + j * image.out_column;
+    for_each_run(taps, image, i, [&](const PixelTaps& found, int64_t begin, int64_t end) {
+      float* out = image.output + i * image.out_row + begin * image.out_column;
       for (int64_t c = 0; c < image.channels; c += kLanes) {
         const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, image.channels - c));
-        auto sum = bias == nullptr ? Simd::zero() : Simd::load_masked(bias + c, lanes);
-        for (int64_t t = 0; t < found.count; ++t)
-          sum = Simd::fma(Simd::load_masked(weights + found.tap[t] * image.channels + c, lanes),
-                          Simd::load_masked(image.input + found.offset[t] + c, lanes), sum);
-        Simd::store_masked(out + c, sum, lanes);
+        const auto start = bias == nullptr ? Simd::zero() : Simd::load_masked(bias + c, lanes);
+        if (found.count == 9) {
+          run_pixels<9>(taps, image, found, weights, start, c, lanes, out + c, end - begin);
+        } else {
+          run_pixels<0>(taps, image, found, weights, start, c, lanes, out + c, end - begin);
+        }
       }
+    });
+}
+
+// One vector of channels of a run; the sums of nine taps stay in registers.
+template <int Taps>
+inline void add_pixels(const DepthwiseTaps& taps, const DepthwiseImage& image,
+                       const PixelTaps& found, float* sums, int64_t c, Simd::Mask lanes,
+                       const float* grad, int64_t pixels) {
+  const int64_t step = taps.column_step * image.in_column;
+  const int64_t count = Taps > 0 ? Taps : found.count;
+  Simd::Reg acc[Taps > 0 ? Taps : kMaxDepthwiseTaps];
+  const float* x[Taps > 0 ? Taps : kMaxDepthwiseTaps];
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < count; ++t) {
+    acc[t] = Simd::load_masked(sums + found.tap[t] * image.channels + c, lanes);
+    x[t] = image.input + found.offset[t] + c;
+  }
+  float* totals = sums + taps.row_count * taps.column_count * image.channels + c;
+  auto total = Simd::load_masked(totals, lanes);
+  const bool whole = image.channels - c >= kLanes;
+  for (int64_t j = 0; j < pixels; ++j) {
+    const auto g = Simd::load_masked(grad + j * image.out_column, lanes);
+    total = Simd::add(total, g);
+    if (whole) {
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < count; ++t)
+        acc[t] = Simd::fma(g, Simd::load(x[t] + j * step), acc[t]);
+    } else {
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < count; ++t)
+        acc[t] = Simd::fma(g, Simd::load_masked(x[t] + j * step, lanes), acc[t]);
     }
+  }
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < count; ++t)
+    Simd::store_masked(sums + found.tap[t] * image.channels + c, acc[t], lanes);
+  Simd::store_masked(totals, total, lanes);
 }
 
 void add_image_products(const DepthwiseTaps& taps, const DepthwiseImage& image, float* sums) {
-  PixelTaps found;
-  float* totals = sums + taps.row_count * taps.column_count * image.channels;
   for (int64_t i = 0; i < image.out_height; ++i)
-    for (int64_t j = 0; j < image.out_width; ++j) {
-      find_taps(taps, image, i, j, &found);
-      const float* grad = image.output + i * image.out_row + j * image.out_column;
+    for_each_run(taps, image, i, [&](const PixelTaps& found, int64_t begin, int64_t end) {
+      const float* grad = image.output + i * image.out_row + begin * image.out_column;
       for (int64_t c = 0; c < image.channels; c += kLanes) {
         const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, image.channels - c));
-        const auto g = Simd::load_masked(grad + c, lanes);
-        Simd::store_masked(totals + c, Simd::add(Simd::load_masked(totals + c, lanes), g), lanes);
-        for (int64_t t = 0; t < found.count; ++t) {
-          float* sum = sums + found.tap[t] * image.channels + c;
-          const auto x = Simd::load_masked(image.input + found.offset[t] + c, lanes);
-          Simd::store_masked(sum, Simd::fma(g, x, Simd::load_masked(sum, lanes)), lanes);
+        if (found.count == 9) {
+          add_pixels<9>(taps, image, found, sums, c, lanes, grad + c, end - begin);
+        } else {
+          add_pixels<0>(taps, image, found, sums, c, lanes, grad + c, end - begin);
         }
       }
-    }
+    });
 }
 
 }  // namespace
