@@ -16,6 +16,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr const char* kOptions = "options";
+constexpr const char* kHasBias = "has_bias";
 constexpr const char* kMask = "mask";
 
 void save_options(AutogradContext* ctx, const Conv2dOptions& o) {
@@ -39,16 +40,18 @@ struct Conv2dFunction : torch::autograd::Function<Conv2dFunction> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({input, weight});
     save_options(ctx, options);
+    ctx->saved_data[kHasBias] = bias.has_value() && bias->defined();
     return call_conv2d(input, weight, bias, options);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const SavedOptions options(ctx);
-    const bool has_bias = ctx->needs_input_grad(2);
+    // An absent bias has no edge in the graph, so its index must not be asked for.
+    const bool needs_grad_bias = ctx->saved_data[kHasBias].toBool() && ctx->needs_input_grad(2);
     auto [grad_input, grad_weight, grad_bias] =
         call_conv2d_backward(grads[0], saved[0], saved[1], options.options(),
-                             {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias});
+                             {ctx->needs_input_grad(0), ctx->needs_input_grad(1), needs_grad_bias});
     return {grad_input, grad_weight, grad_bias, Tensor()};
   }
 };

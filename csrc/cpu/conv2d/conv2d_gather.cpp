@@ -10,14 +10,12 @@
 #include "cpu/conv2d/conv2d_panel.h"
 #include "cpu/conv2d/conv2d_strip.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/conv2d/conv2d_winograd.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
 
 namespace fastconv::cpu {
 namespace {
-
-// Depth of one pass: a 14 x 512 block of weights is 28 KB and stays in L1.
-constexpr int64_t kMaxDepth = 512;
 
 // Weights beyond this many floats leave L2, and channel_vectors reads them once per tile.
 constexpr int64_t kMaxChannelVectorWeights = 160 * 1024;
@@ -77,6 +75,27 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
   return best;
 }
 
+// Whole tiles of 2 x 2, and the three transforms: those of the input and the output are shared by
+// all output and all input channels; the weights' by all tiles.
+double winograd_cost(const GatherConv& conv, const Costs& costs) {
+  const double in = static_cast<double>(conv.in_channels);
+  const double out = static_cast<double>(conv.out_channels);
+  const double tile_rows = std::ceil(0.5 * conv.grid_height);
+  const double row_tiles = std::ceil(0.5 * conv.grid_width);
+  const double pixels = static_cast<double>(conv.grid_height * conv.grid_width);
+  const double tile_waste = 4.0 * tile_rows * row_tiles / pixels;
+  const double lane_waste = costs.lanes * std::ceil(row_tiles / costs.lanes) / row_tiles;
+  // Cycles per vector of Winograd tiles; a tile stands for four pixels of nine taps.
+  constexpr double kInputCycles = 230.0;   // per input channel: copy the patch, transform it
+  constexpr double kOutputCycles = 100.0;  // per output channel
+  constexpr double kWeightCycles = 60.0;   // per vector of weights
+  const double tiles = conv.batch * tile_rows * row_tiles;
+  const double multiply = 16.0 * costs.multiply * in * 1.08;
+  const double transforms = lane_waste * (kInputCycles * in + kOutputCycles * out);
+  const double weights = kWeightCycles * in * out / tiles;
+  return (multiply + transforms + weights) * tile_waste / (4.0 * 9.0 * in);
+}
+
 void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   const int64_t lanes = gemm_kernels(plan->isa).lanes;
   const Conv2dKernels& kernels = conv2d_kernels(plan->isa);
@@ -87,6 +106,10 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   if (pixel_vectors < best) {
     best = pixel_vectors;
     plan->algorithm = GatherAlgorithm::kPixelVectors;
+  }
+  if (winograd_applies(conv) && winograd_cost(conv, costs) < best) {
+    best = winograd_cost(conv, costs);
+    plan->algorithm = GatherAlgorithm::kWinograd;
   }
   if (conv.weights() / conv.groups > kMaxChannelVectorWeights) return;
   const ChannelFamily* families =
@@ -157,6 +180,8 @@ const char* gather_algorithm_name(GatherAlgorithm algorithm) {
       return "pixel_vectors";
     case GatherAlgorithm::kChannelVectors:
       return "channel_vectors";
+    case GatherAlgorithm::kWinograd:
+      return "winograd";
     case GatherAlgorithm::kPanel:
       break;
   }
@@ -177,6 +202,8 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
   }
   if (plan.algorithm == GatherAlgorithm::kPanel) {
     plan_panel(conv, threads, &plan);
+  } else if (plan.algorithm == GatherAlgorithm::kWinograd) {
+    plan_winograd(conv, threads, &plan);
   } else {
     plan_strip(conv, threads, &plan);
   }
@@ -184,6 +211,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
 }
 
 int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
+  if (plan.algorithm == GatherAlgorithm::kWinograd) return winograd_scratch_floats(plan, conv);
   const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kPanel
                                   ? panel_slot_floats(plan, conv)
                                   : strip_slot_floats(plan, conv);
@@ -191,6 +219,10 @@ int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
 }
 
 void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
+  if (plan.algorithm == GatherAlgorithm::kWinograd) {
+    run_winograd(plan, conv, scratch);
+    return;
+  }
   pack_weights(plan, conv, scratch);
   float* slots = scratch + packed_weight_floats(conv);
   if (plan.algorithm == GatherAlgorithm::kPanel) {

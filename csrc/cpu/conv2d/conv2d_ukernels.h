@@ -66,7 +66,7 @@ struct DirectTile {
   int64_t c_pitch;
   int64_t lanes[kMaxDirectVectors];
   const float* row_init;  // initial value per row, or nullptr for zero
-  bool accumulate;        // true: c is the initial value, row_init is ignored
+  bool accumulate;        // true: the sum is added to c, row_init is ignored
 };
 
 using DirectTileFn = void (*)(const DirectTile& tile);
@@ -81,7 +81,8 @@ inline constexpr int kMaxChannelLines = 5;
 // A register tile of the forward pass whose vectors run along the output channels: `lines` grid
 // rows of `columns` neighbouring pixels each, every input element broadcast from where it lies.
 //   c[l][j * c_pixel + o] = bias[o] + sum_k lines[l][offsets[k] + j] * b[k * b_pitch + o]
-// Whole vectors of b are read; only the first `channels` of c are written.
+// Whole vectors of b are read; only the first `channels` of c are written. Long reductions are cut
+// into partial sums of kMaxDepth, see gemm.h.
 struct ChannelTile {
   int64_t depth;
   const int64_t* offsets;  // [depth]

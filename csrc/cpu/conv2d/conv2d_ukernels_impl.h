@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/gemm/gemm.h"
 
 namespace {
 
@@ -20,6 +21,7 @@ using fastconv::cpu::DirectTileFn;
 using fastconv::cpu::DotFamily;
 using fastconv::cpu::DotTile;
 using fastconv::cpu::DotTileFn;
+using fastconv::cpu::kMaxDepth;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PixelRun;
 using fastconv::cpu::WeightFamily;
@@ -247,20 +249,12 @@ void copy_block(const BlockCopy& b) {
 template <int Rows, int Vectors>
 void direct_tile(const DirectTile& tile) {
   typename Simd::Reg acc[Rows][Vectors];
-  if (tile.accumulate) {
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
+  for (int i = 0; i < Rows; ++i) {
+    const bool init = tile.row_init != nullptr && !tile.accumulate;
+    const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v)
-        acc[i][v] =
-            Simd::load_masked(tile.c[v] + i * tile.c_pitch, Simd::mask_first(tile.lanes[v]));
-  } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      const auto init = tile.row_init == nullptr ? Simd::zero() : Simd::set1(tile.row_init[i]);
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = init;
-    }
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = start;
   }
 
   const float* b[Vectors];
@@ -280,6 +274,15 @@ void direct_tile(const DirectTile& tile) {
     }
   }
 
+  if (tile.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
+        acc[i][v] = Simd::add(
+            Simd::load_masked(tile.c[v] + i * tile.c_pitch, Simd::mask_first(tile.lanes[v])),
+            acc[i][v]);
+  }
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
     if (tile.lanes[v] == kLanes) {
@@ -382,6 +385,23 @@ constexpr WeightFamily weight_family() {
   return {KernelWidth, Vectors, MaxLines, Tiles::kTiles};
 }
 
+// Stores the accumulators of a channel tile, or adds them to what is there.
+template <int Columns, int Lines, int Vectors>
+inline void finish_channel_tile(const ChannelTile& tile, Simd::Reg (&acc)[Lines * Columns][Vectors],
+                                const Simd::Mask* mask, bool add) {
+#pragma GCC unroll 8
+  for (int l = 0; l < Lines; ++l)
+#pragma GCC unroll 16
+    for (int j = 0; j < Columns; ++j)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        float* c = tile.c[l] + j * tile.c_pixel + v * kLanes;
+        auto x = acc[l * Columns + j][v];
+        if (add) x = Simd::add(Simd::load_masked(c, mask[v]), x);
+        Simd::store_masked(c, x, mask[v]);
+      }
+}
+
 template <int Columns, int Lines, int Vectors>
 void channel_tile(const ChannelTile& tile) {
   constexpr int kPixels = Lines * Columns;
@@ -400,36 +420,29 @@ void channel_tile(const ChannelTile& tile) {
 #pragma GCC unroll 8
   for (int l = 0; l < Lines; ++l) lines[l] = tile.lines[l];
   const float* b = tile.b;
-  for (int64_t k = 0; k < tile.depth; ++k, b += tile.b_pitch) {
-    const int64_t offset = tile.offsets[k];
-    typename Simd::Reg bv[Vectors];
+  for (int64_t first = 0; first < tile.depth; first += kMaxDepth) {
+    const int64_t last = min_of(first + kMaxDepth, tile.depth);
+    for (int64_t k = first; k < last; ++k, b += tile.b_pitch) {
+      const int64_t offset = tile.offsets[k];
+      typename Simd::Reg bv[Vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
+      for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
 #pragma GCC unroll 8
-    for (int l = 0; l < Lines; ++l)
+      for (int l = 0; l < Lines; ++l)
 #pragma GCC unroll 16
-      for (int j = 0; j < Columns; ++j) {
-        const auto a = Simd::set1(lines[l][offset + j]);
+        for (int j = 0; j < Columns; ++j) {
+          const auto a = Simd::set1(lines[l][offset + j]);
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v)
-          acc[l * Columns + j][v] = Simd::fma(a, bv[v], acc[l * Columns + j][v]);
-      }
-  }
-
-  const bool whole = tile.channels == Vectors * kLanes;
-#pragma GCC unroll 8
-  for (int l = 0; l < Lines; ++l)
-#pragma GCC unroll 16
-    for (int j = 0; j < Columns; ++j)
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) {
-        float* c = tile.c[l] + j * tile.c_pixel + v * kLanes;
-        if (whole) {
-          Simd::store(c, acc[l * Columns + j][v]);
-        } else {
-          Simd::store_masked(c, acc[l * Columns + j][v], mask[v]);
+          for (int v = 0; v < Vectors; ++v)
+            acc[l * Columns + j][v] = Simd::fma(a, bv[v], acc[l * Columns + j][v]);
         }
-      }
+    }
+    finish_channel_tile<Columns, Lines, Vectors>(tile, acc, mask, first > 0);
+#pragma GCC unroll 32
+    for (int i = 0; i < kPixels; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
+  }
 }
 
 template <int Columns, int Vectors, typename Sequence>

@@ -6,7 +6,9 @@
 // B is always read in whole vectors; A one broadcast element at a time. Two ways to hold A:
 //   packed   a[k * rows + i]                 weights, packed once per call
 //   panel    a[i * kPanelPitch + k]          rows of an im2col panel, read along the pixels
-// The accumulators of a tile never leave the registers between the first and the last k.
+// The accumulators of a tile never leave the registers between the first and the last k. Callers
+// cut long reductions into calls of at most kMaxDepth that accumulate: adding partial sums keeps
+// the rounding error that of a short chain of additions.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +22,8 @@ namespace fastconv::cpu {
 // do not compete for the same L1 sets.
 inline constexpr int64_t kPanelPitch = 256 + 16;
 
+inline constexpr int64_t kMaxDepth = 256;
+
 // One call of a microkernel. Pointers need no alignment. C must not overlap A or B.
 struct GemmTile {
   int64_t depth;          // k, may be 0
@@ -30,7 +34,7 @@ struct GemmTile {
   int64_t c_pitch;        // elements between rows of C
   int64_t columns;        // columns of C that exist, 1 .. vectors * lanes; the rest is not written
   const float* row_init;  // initial value per row [rows] (a bias), or nullptr for zero
-  bool accumulate;        // true: C is the initial value, row_init is ignored
+  bool accumulate;        // true: the sum is added to C, row_init is ignored
 };
 
 using GemmTileFn = void (*)(const GemmTile& tile);

@@ -33,19 +33,12 @@ void gemm_tile(const GemmTile& tile) {
   }
 
   typename Simd::Reg acc[Rows][Vectors];
-  if (tile.accumulate) {
 #pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i)
+  for (int i = 0; i < Rows; ++i) {
+    const bool init = tile.row_init != nullptr && !tile.accumulate;
+    const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v)
-        acc[i][v] = Simd::load_masked(tile.c + i * tile.c_pitch + v * kLanes, mask[v]);
-  } else {
-#pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i) {
-      const auto init = tile.row_init == nullptr ? Simd::zero() : Simd::set1(tile.row_init[i]);
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = init;
-    }
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = start;
   }
 
   const float* a = tile.a;
@@ -65,6 +58,14 @@ void gemm_tile(const GemmTile& tile) {
     b += b_pitch;
   }
 
+  if (tile.accumulate) {
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v)
+        acc[i][v] = Simd::add(Simd::load_masked(tile.c + i * tile.c_pitch + v * kLanes, mask[v]),
+                              acc[i][v]);
+  }
   if (tile.columns == Vectors * kLanes) {
 #pragma GCC unroll 32
     for (int i = 0; i < Rows; ++i)

@@ -32,6 +32,7 @@ struct Simd {
 
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static Reg add(Reg a, Reg b) { return a + b; }
+  static Reg sub(Reg a, Reg b) { return a - b; }
   static Reg mul(Reg a, Reg b) { return a * b; }
 
   static Reg div(Reg a, Reg b) { return a / b; }
