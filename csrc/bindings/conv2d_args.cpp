@@ -9,9 +9,9 @@ namespace fastconv::bindings {
 namespace {
 
 void check_pair(at::IntArrayRef pair, const char* name, int64_t least) {
-  TORCH_CHECK_VALUE(pair.size() == 2, "conv2d: expected ", name, " of one or two integers, got ",
-                    pair);
-  TORCH_CHECK_VALUE(pair[0] >= least && pair[1] >= least, "conv2d: expected ", name,
+  TORCH_CHECK_VALUE(pair.size() == 1 || pair.size() == 2, "conv2d: expected ", name,
+                    " of one or two integers, got ", pair);
+  TORCH_CHECK_VALUE(pair.front() >= least && pair.back() >= least, "conv2d: expected ", name,
                     " of at least ", least, ", got ", pair);
 }
 
@@ -85,12 +85,12 @@ Conv2dShape parse_conv2d_args(const Tensor& input, const Tensor& weight, const T
   shape.out_channels = weight.size(0);
   shape.kernel_height = weight.size(2);
   shape.kernel_width = weight.size(3);
-  shape.stride_height = options.stride[0];
-  shape.stride_width = options.stride[1];
-  shape.padding_height = options.padding[0];
-  shape.padding_width = options.padding[1];
-  shape.dilation_height = options.dilation[0];
-  shape.dilation_width = options.dilation[1];
+  shape.stride_height = options.stride.front();
+  shape.stride_width = options.stride.back();
+  shape.padding_height = options.padding.front();
+  shape.padding_width = options.padding.back();
+  shape.dilation_height = options.dilation.front();
+  shape.dilation_width = options.dilation.back();
   shape.groups = groups;
   shape.out_height = output_size(shape.in_height, shape.kernel_height, shape.stride_height,
                                  shape.padding_height, shape.dilation_height, "height");

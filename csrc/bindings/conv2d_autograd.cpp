@@ -21,7 +21,8 @@ constexpr const char* kMask = "mask";
 
 void save_options(AutogradContext* ctx, const Conv2dOptions& o) {
   ctx->saved_data[kOptions] = std::vector<int64_t>{
-      o.stride[0], o.stride[1], o.padding[0], o.padding[1], o.dilation[0], o.dilation[1], o.groups};
+      o.stride.front(),   o.stride.back(),   o.padding.front(), o.padding.back(),
+      o.dilation.front(), o.dilation.back(), o.groups};
 }
 
 // The arrays behind the views of Conv2dOptions.

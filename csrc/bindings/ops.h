@@ -29,6 +29,7 @@ bool requires_grad(const Tensor& tensor);
 // torch computes these dtypes itself: no kernel of ours is faster yet.
 bool runs_on_torch_kernels(at::ScalarType dtype);
 
+// Each array holds one value for both dimensions or (height, width).
 struct Conv2dOptions {
   at::IntArrayRef stride;
   at::IntArrayRef padding;

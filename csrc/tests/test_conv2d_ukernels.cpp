@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The data movement and the direct tiles of conv2d against the formulas in conv2d_ukernels.h.
+// The data movement and the register tiles of conv2d against the formulas in conv2d_ukernels.h.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -261,6 +261,179 @@ void check_direct_family(const DirectFamily& family, const GemmFamily& same_size
         check_direct({&family, rows, lanes, depth, round % 2 == 0, round % 4 >= 2}, numbers);
 }
 
+// --- channel tiles
+// --------------------------------------------------------------------------------
+
+// Distances that a strip of input would give: up to `reach` floats.
+std::vector<int64_t> make_offsets(int64_t depth, int64_t reach, Numbers& numbers) {
+  std::vector<int64_t> offsets;
+  for (int64_t k = 0; k < depth; ++k) offsets.push_back(numbers.between(0, reach));
+  return offsets;
+}
+
+int64_t furthest_of(const std::vector<int64_t>& offsets) {
+  return *std::max_element(offsets.begin(), offsets.end());
+}
+
+void check_channel_tile(const ChannelFamily& family, int64_t lines, int64_t lanes, int64_t depth,
+                        Numbers& numbers) {
+  const int64_t width = family.vectors * lanes;
+  const std::vector<int64_t> offsets = make_offsets(depth, 20, numbers);
+  ChannelTile tile{};
+  tile.depth = depth;
+  tile.offsets = offsets.data();
+  tile.b_pitch = width + numbers.between(0, 3);
+  tile.channels = numbers.between(0, 1) == 0 ? width : numbers.between(1, width);
+  tile.c_pixel = tile.channels + numbers.between(0, 3);
+  Floats b((depth - 1) * tile.b_pitch + width);
+  Floats bias(tile.channels);
+  for (int64_t i = 0; i < b.size(); ++i) b[i] = numbers.whole();
+  for (int64_t i = 0; i < bias.size(); ++i) bias[i] = numbers.whole();
+  const bool with_bias = numbers.between(0, 1) == 0;
+  tile.b = b.data();
+  tile.bias = with_bias ? bias.data() : nullptr;
+  std::vector<Floats> input, result, expected;
+  for (int64_t l = 0; l < lines; ++l) {
+    input.emplace_back(furthest_of(offsets) + family.columns);
+    for (int64_t i = 0; i < input.back().size(); ++i) input.back()[i] = numbers.whole();
+    const int64_t size = (family.columns - 1) * tile.c_pixel + tile.channels;
+    result.emplace_back(size, kGuard);
+    expected.emplace_back(size, kGuard);
+    tile.lines[l] = input.back().data();
+    tile.c[l] = result.back().data();
+    for (int64_t j = 0; j < family.columns; ++j)
+      for (int64_t o = 0; o < tile.channels; ++o) {
+        float sum = with_bias ? bias[o] : 0.0f;
+        for (int64_t k = 0; k < depth; ++k)
+          sum += input.back()[offsets[static_cast<size_t>(k)] + j] * b[k * tile.b_pitch + o];
+        expected.back()[j * tile.c_pixel + o] = sum;
+      }
+  }
+  family.by_lines[lines - 1](tile);
+  bool equal = true;
+  for (size_t l = 0; l < result.size(); ++l)
+    for (int64_t i = 0; i < result[l].size(); ++i) equal = equal && result[l][i] == expected[l][i];
+  CHECK_WITH(equal, "channel tile of " + std::to_string(lines) + " lines x " +
+                        std::to_string(family.columns) + " columns x " +
+                        std::to_string(family.vectors) + " vectors, channels " +
+                        std::to_string(tile.channels) + ", depth " + std::to_string(depth));
+}
+
+void check_channel_family(const ChannelFamily& family, int64_t lanes, Numbers& numbers) {
+  CHECK(family.max_lines >= 1 && family.max_lines <= kMaxChannelLines);
+  for (int64_t lines = 1; lines <= family.max_lines; ++lines)
+    for (int64_t depth : {1, 2, 9, 300})
+      for (int round = 0; round < 8; ++round)
+        check_channel_tile(family, lines, lanes, depth, numbers);
+}
+
+// --- tiles of the weight gradient
+// -----------------------------------------------------------------
+
+void check_weight_tile(const WeightFamily& family, int64_t lines, int64_t lanes, Numbers& numbers) {
+  const int64_t channels = family.vectors * lanes;
+  WeightTile tile{};
+  tile.rows = numbers.between(1, 4);
+  tile.width = numbers.between(1, 19);
+  tile.line_pitch = tile.width + family.kernel_width - 1 + numbers.between(0, 3);
+  tile.b_pitch = channels + numbers.between(0, 3);
+  tile.c_pitch = channels + numbers.between(0, 3);
+  const int64_t sums = lines * family.kernel_width;
+  Floats b((tile.rows * tile.width - 1) * tile.b_pitch + channels);
+  Floats result((sums - 1) * tile.c_pitch + channels, kGuard);
+  Floats bias(channels, kGuard), expected_bias(channels, kGuard);
+  for (int64_t i = 0; i < b.size(); ++i) b[i] = numbers.whole();
+  for (int64_t i = 0; i < result.size(); ++i) result[i] = numbers.whole();
+  Floats expected(result.size());
+  for (int64_t i = 0; i < result.size(); ++i) expected[i] = result[i];
+  const bool with_bias = numbers.between(0, 1) == 0;
+  tile.b = b.data();
+  tile.c = result.data();
+  tile.bias = with_bias ? bias.data() : nullptr;
+  std::vector<Floats> input;
+  for (int64_t l = 0; l < lines; ++l) {
+    input.emplace_back((tile.rows - 1) * tile.line_pitch + tile.width + family.kernel_width - 1);
+    for (int64_t i = 0; i < input.back().size(); ++i) input.back()[i] = numbers.whole();
+    tile.lines[l] = input.back().data();
+    for (int64_t q = 0; q < family.kernel_width; ++q)
+      for (int64_t o = 0; o < channels; ++o)
+        for (int64_t i = 0; i < tile.rows; ++i)
+          for (int64_t j = 0; j < tile.width; ++j)
+            expected[(l * family.kernel_width + q) * tile.c_pitch + o] +=
+                input.back()[i * tile.line_pitch + j + q] *
+                b[(i * tile.width + j) * tile.b_pitch + o];
+  }
+  if (with_bias)
+    for (int64_t p = 0; p < tile.rows * tile.width; ++p)
+      for (int64_t o = 0; o < channels; ++o) expected_bias[o] += b[p * tile.b_pitch + o];
+  family.by_lines[lines - 1](tile);
+  bool equal = true;
+  for (int64_t i = 0; i < result.size(); ++i) equal = equal && result[i] == expected[i];
+  for (int64_t o = 0; o < channels; ++o) equal = equal && bias[o] == expected_bias[o];
+  CHECK_WITH(equal, "weight tile of " + std::to_string(lines) + " lines, kernel width " +
+                        std::to_string(family.kernel_width) + ", " +
+                        std::to_string(family.vectors) + " vectors, " + std::to_string(tile.rows) +
+                        " x " + std::to_string(tile.width) + " pixels");
+}
+
+void check_dot_tile(const DotFamily& family, int64_t channels, int64_t lanes, Numbers& numbers) {
+  DotTile tile{};
+  tile.rows = numbers.between(1, 4);
+  tile.width = numbers.between(1, 40);
+  tile.line_pitch = tile.width + family.kernel_width - 1 + numbers.between(0, 3);
+  tile.grad_row = tile.width + numbers.between(0, 3);
+  tile.grad_channel = tile.rows * tile.grad_row + numbers.between(0, 3);
+  Floats line((tile.rows - 1) * tile.line_pitch + tile.width + family.kernel_width - 1);
+  Floats grad((channels - 1) * tile.grad_channel + (tile.rows - 1) * tile.grad_row + tile.width);
+  Floats sums(channels * family.kernel_width * lanes), bias(channels * lanes, kGuard);
+  for (int64_t i = 0; i < line.size(); ++i) line[i] = numbers.whole();
+  for (int64_t i = 0; i < grad.size(); ++i) grad[i] = numbers.whole();
+  for (int64_t i = 0; i < sums.size(); ++i) sums[i] = numbers.whole();
+  Floats expected(sums.size()), expected_bias(bias.size(), kGuard);
+  for (int64_t i = 0; i < sums.size(); ++i) expected[i] = sums[i];
+  const bool with_bias = numbers.between(0, 1) == 0;
+  tile.line = line.data();
+  tile.grad = grad.data();
+  tile.sums = sums.data();
+  tile.bias = with_bias ? bias.data() : nullptr;
+  for (int64_t o = 0; o < channels; ++o)
+    for (int64_t i = 0; i < tile.rows; ++i)
+      for (int64_t j = 0; j < tile.width; ++j) {
+        const float g = grad[o * tile.grad_channel + i * tile.grad_row + j];
+        if (with_bias) expected_bias[o * lanes + j % lanes] += g;
+        for (int64_t q = 0; q < family.kernel_width; ++q)
+          expected[(o * family.kernel_width + q) * lanes + j % lanes] +=
+              line[i * tile.line_pitch + j + q] * g;
+      }
+  family.by_channels[channels - 1](tile);
+  bool equal = true;
+  for (int64_t i = 0; i < sums.size(); ++i) equal = equal && sums[i] == expected[i];
+  for (int64_t i = 0; i < bias.size(); ++i) equal = equal && bias[i] == expected_bias[i];
+  CHECK_WITH(equal, "dot tile of " + std::to_string(channels) + " channels, kernel width " +
+                        std::to_string(family.kernel_width) + ", " + std::to_string(tile.rows) +
+                        " x " + std::to_string(tile.width) + " pixels");
+}
+
+void check_weight_families(const Conv2dKernels& kernels, int64_t lanes, Numbers& numbers) {
+  for (const WeightFamily& family : kernels.weight) {
+    CHECK(family.max_lines >= 1 && family.max_lines <= kMaxWeightLines);
+    for (int64_t lines = 1; lines <= family.max_lines; ++lines)
+      for (int round = 0; round < 30; ++round) check_weight_tile(family, lines, lanes, numbers);
+  }
+  for (const DotFamily& family : kernels.dot)
+    for (int64_t channels = 1; channels <= family.max_channels; ++channels)
+      for (int round = 0; round < 40; ++round) check_dot_tile(family, channels, lanes, numbers);
+  for (int64_t count : {0, 1, 2, 5, 17}) {
+    Floats sums(count * lanes), total(count), expected(count);
+    for (int64_t i = 0; i < count; ++i) {
+      total[i] = expected[i] = numbers.whole();
+      for (int64_t l = 0; l < lanes; ++l) expected[i] += sums[i * lanes + l] = numbers.whole();
+    }
+    kernels.add_lanes(sums.data(), count, total.data());
+    for (int64_t i = 0; i < count; ++i) CHECK(total[i] == expected[i]);
+  }
+}
+
 }  // namespace
 }  // namespace fastconv::cpu
 
@@ -274,6 +447,11 @@ int main() {
     cpu::check_copies(kernels, numbers);
     cpu::check_direct_family(kernels.direct_tall, gemm.packed_tall, gemm.lanes, numbers);
     cpu::check_direct_family(kernels.direct_wide, gemm.packed_wide, gemm.lanes, numbers);
+    for (const cpu::ChannelFamily& family : kernels.channel_narrow)
+      cpu::check_channel_family(family, gemm.lanes, numbers);
+    for (const cpu::ChannelFamily& family : kernels.channel_wide)
+      cpu::check_channel_family(family, gemm.lanes, numbers);
+    cpu::check_weight_families(kernels, gemm.lanes, numbers);
   });
   return fastconv::testing::report();
 }

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastconv.ops.arguments import as_integers
+
 _Pair = int | tuple[int, int]
 _conv2d = torch.ops.fastconv.conv2d.default
 
@@ -48,7 +50,15 @@ def conv2d(
     """
     if isinstance(padding, str):
         input, padding = _apply_named_padding(input, weight, stride, padding, dilation)
-    return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _conv2d(
+        input,
+        weight,
+        bias,
+        as_integers("conv2d", "stride", stride),
+        as_integers("conv2d", "padding", padding),
+        as_integers("conv2d", "dilation", dilation),
+        groups,
+    )
 
 
 def _pair(value: _Pair) -> list[int]:
@@ -88,10 +98,9 @@ def _conv2d_fake(
 ) -> Tensor:
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     size = [
-        (batched.shape[i] + 2 * padding[i - 2] - dilation[i - 2] * (weight.shape[i] - 1) - 1)
-        // stride[i - 2]
+        (batched.shape[i] + 2 * padding[d] - dilation[d] * (weight.shape[i] - 1) - 1) // stride[d]
         + 1
-        for i in (2, 3)
+        for i, d in ((2, 0), (3, -1))  # a list of one value stands for both dimensions
     ]
     output = input.new_empty([batched.shape[0], weight.shape[0], *size])
     output = output.contiguous(memory_format=_result_format(batched, weight))

@@ -17,6 +17,8 @@
 namespace fastconv::cpu {
 namespace {
 
+// Depth of one pass: a 14 x 512 block of weights is 28 KB and stays in L1.
+constexpr int64_t kMaxDepth = 512;
 // Weights beyond this many floats leave L2, and channel_vectors reads them once per tile.
 constexpr int64_t kMaxChannelVectorWeights = 160 * 1024;
 

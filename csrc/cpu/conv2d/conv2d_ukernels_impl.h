@@ -21,7 +21,7 @@ using fastconv::cpu::DirectTileFn;
 using fastconv::cpu::DotFamily;
 using fastconv::cpu::DotTile;
 using fastconv::cpu::DotTileFn;
-using fastconv::cpu::kMaxDepth;
+using fastconv::cpu::kMaxTerms;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PixelRun;
 using fastconv::cpu::WeightFamily;
@@ -246,12 +246,27 @@ void copy_block(const BlockCopy& b) {
           b.source[c * b.source_channel + p * b.source_pixel];
 }
 
+// Stores the accumulators of a tile, or adds them to what is there.
+template <int Rows, int Vectors>
+inline void finish_direct_tile(const DirectTile& tile, Simd::Reg (&acc)[Rows][Vectors], bool add) {
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    const Simd::Mask mask = Simd::mask_first(tile.lanes[v]);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      float* c = tile.c[v] + i * tile.c_pitch;
+      const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
+      Simd::store_masked(c, x, mask);
+    }
+  }
+}
+
 template <int Rows, int Vectors>
 void direct_tile(const DirectTile& tile) {
   typename Simd::Reg acc[Rows][Vectors];
+  const bool init = tile.row_init != nullptr && !tile.accumulate;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    const bool init = tile.row_init != nullptr && !tile.accumulate;
     const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) acc[i][v] = start;
@@ -261,39 +276,25 @@ void direct_tile(const DirectTile& tile) {
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) b[v] = tile.b[v];
   const float* a = tile.a;
-  for (int64_t k = 0; k < tile.depth; ++k, a += Rows) {
-    const int64_t offset = tile.offsets[k];
-    typename Simd::Reg bv[Vectors];
+  for (int64_t first = 0; first < tile.depth; first += kMaxTerms) {
+    const int64_t last = min_of(first + kMaxTerms, tile.depth);
+    for (int64_t k = first; k < last; ++k, a += Rows) {
+      const int64_t offset = tile.offsets[k];
+      typename Simd::Reg bv[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b[v] + offset);
+      for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b[v] + offset);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      const auto ai = Simd::set1(a[i]);
+      for (int i = 0; i < Rows; ++i) {
+        const auto ai = Simd::set1(a[i]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+        for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+      }
     }
-  }
-
-  if (tile.accumulate) {
+    finish_direct_tile<Rows, Vectors>(tile, acc, tile.accumulate || first > 0);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v)
-        acc[i][v] = Simd::add(
-            Simd::load_masked(tile.c[v] + i * tile.c_pitch, Simd::mask_first(tile.lanes[v])),
-            acc[i][v]);
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) {
-    if (tile.lanes[v] == kLanes) {
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) Simd::store(tile.c[v] + i * tile.c_pitch, acc[i][v]);
-    } else {
-      const Simd::Mask write = Simd::mask_first(tile.lanes[v]);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i)
-        Simd::store_masked(tile.c[v] + i * tile.c_pitch, acc[i][v], write);
-    }
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
   }
 }
 
@@ -420,8 +421,8 @@ void channel_tile(const ChannelTile& tile) {
 #pragma GCC unroll 8
   for (int l = 0; l < Lines; ++l) lines[l] = tile.lines[l];
   const float* b = tile.b;
-  for (int64_t first = 0; first < tile.depth; first += kMaxDepth) {
-    const int64_t last = min_of(first + kMaxDepth, tile.depth);
+  for (int64_t first = 0; first < tile.depth; first += kMaxTerms) {
+    const int64_t last = min_of(first + kMaxTerms, tile.depth);
     for (int64_t k = first; k < last; ++k, b += tile.b_pitch) {
       const int64_t offset = tile.offsets[k];
       typename Simd::Reg bv[Vectors];

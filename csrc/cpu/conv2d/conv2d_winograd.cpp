@@ -162,10 +162,8 @@ class TileBlock {
   // m[row][tile] = sum_c u[c][row] * v[c][tile] for one coefficient.
   void multiply(const float* u, const float* v, float* m, int64_t rows, int64_t count) const {
     for (int64_t t = 0; t < count; t += tile_columns(plan_))
-      for (int64_t c = 0; c < conv_.in_channels; c += kMaxDepth)
-        gemm_.by_rows[rows - 1]({std::min(kMaxDepth, conv_.in_channels - c), u + c * rows,
-                                 v + c * columns_ + t, columns_, m + t, columns_,
-                                 tile_columns(plan_), nullptr, c > 0});
+      gemm_.by_rows[rows - 1]({conv_.in_channels, u, v + t, columns_, m + t, columns_,
+                               tile_columns(plan_), nullptr, false});
   }
 
   void transform_output(int64_t group, int64_t o, int64_t rows, int64_t first, int64_t count) {

@@ -15,9 +15,37 @@ namespace {
 using fastconv::cpu::GemmFamily;
 using fastconv::cpu::GemmTile;
 using fastconv::cpu::GemmTileFn;
+using fastconv::cpu::kMaxTerms;
 using fastconv::cpu::kPanelPitch;
 
 enum class AForm { kPacked, kPanel };
+
+// Stores the accumulators of a tile, or adds them to what is there.
+template <int Rows, int Vectors>
+inline void finish_tile(const GemmTile& tile, Simd::Reg (&acc)[Rows][Vectors], bool add) {
+  constexpr int kLanes = Simd::kLanes;
+  if (tile.columns == Vectors * kLanes) {
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        float* c = tile.c + i * tile.c_pitch + v * kLanes;
+        Simd::store(c, add ? Simd::add(Simd::load(c), acc[i][v]) : acc[i][v]);
+      }
+    return;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < Vectors; ++v) {
+    const int64_t left = tile.columns - v * kLanes;
+    const Simd::Mask mask = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) {
+      float* c = tile.c + i * tile.c_pitch + v * kLanes;
+      const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
+      Simd::store_masked(c, x, mask);
+    }
+  }
+}
 
 template <int Rows, int Vectors, AForm Form>
 void gemm_tile(const GemmTile& tile) {
@@ -25,17 +53,10 @@ void gemm_tile(const GemmTile& tile) {
   constexpr int64_t kRowStep = Form == AForm::kPacked ? 1 : kPanelPitch;
   constexpr int64_t kDepthStep = Form == AForm::kPacked ? Rows : 1;
 
-  Simd::Mask mask[Vectors];
-#pragma GCC unroll 8
-  for (int v = 0; v < Vectors; ++v) {
-    const int64_t left = tile.columns - v * kLanes;
-    mask[v] = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
-  }
-
   typename Simd::Reg acc[Rows][Vectors];
+  const bool init = tile.row_init != nullptr && !tile.accumulate;
 #pragma GCC unroll 32
   for (int i = 0; i < Rows; ++i) {
-    const bool init = tile.row_init != nullptr && !tile.accumulate;
     const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) acc[i][v] = start;
@@ -44,41 +65,31 @@ void gemm_tile(const GemmTile& tile) {
   const float* a = tile.a;
   const float* b = tile.b;
   const int64_t b_pitch = tile.b_pitch;
-  for (int64_t k = 0; k < tile.depth; ++k) {
-    typename Simd::Reg bv[Vectors];
+  int64_t left = tile.depth;
+  bool add = tile.accumulate;
+  do {
+    const int64_t terms = left < kMaxTerms ? left : kMaxTerms;
+    for (int64_t k = 0; k < terms; ++k) {
+      typename Simd::Reg bv[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
+      for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
 #pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i) {
-      const auto ai = Simd::set1(a[i * kRowStep]);
+      for (int i = 0; i < Rows; ++i) {
+        const auto ai = Simd::set1(a[i * kRowStep]);
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+        for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+      }
+      a += kDepthStep;
+      b += b_pitch;
     }
-    a += kDepthStep;
-    b += b_pitch;
-  }
-
-  if (tile.accumulate) {
+    finish_tile<Rows, Vectors>(tile, acc, add);
 #pragma GCC unroll 32
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v)
-        acc[i][v] = Simd::add(Simd::load_masked(tile.c + i * tile.c_pitch + v * kLanes, mask[v]),
-                              acc[i][v]);
-  }
-  if (tile.columns == Vectors * kLanes) {
-#pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v)
-        Simd::store(tile.c + i * tile.c_pitch + v * kLanes, acc[i][v]);
-    return;
-  }
-#pragma GCC unroll 32
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v)
-      Simd::store_masked(tile.c + i * tile.c_pitch + v * kLanes, acc[i][v], mask[v]);
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
+    add = true;
+    left -= terms;
+  } while (left > 0);
 }
 
 template <int Vectors, AForm Form, typename Sequence>
