@@ -38,7 +38,9 @@ inline Pool2dShape collapse_global(const Pool2dShape& s, bool channels_last, int
   const bool global = s.kernel_height == s.in_height && s.kernel_width == s.in_width &&
                       s.out_height == 1 && s.out_width == 1 && s.padding_height == 0 &&
                       s.padding_width == 0 && s.dilation_height == 1 && s.dilation_width == 1;
-  if (!global || channels_last || row_stride != s.in_width) return s;
+  if (!global || choose_kernel(s, channels_last) != PoolKernel::kGeneral ||
+      row_stride != s.in_width)
+    return s;
   Pool2dShape row = s;
   row.in_height = row.kernel_height = row.stride_height = 1;
   row.in_width = row.kernel_width = row.stride_width = s.in_height * s.in_width;
