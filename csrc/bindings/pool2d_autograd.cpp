@@ -79,8 +79,7 @@ struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction> {
     const auto [output, offsets] = call_max_pool2d_training(input, options);
     save_call(ctx, {options, pools_channels_last(input)}, input.sym_sizes());
     ctx->save_for_backward({offsets});
-    ctx->mark_non_differentiable({offsets});
-    ctx->set_materialize_grads(false);
+    ctx->set_materialize_grads(false);  // the integer offsets have none
     return {output, offsets};
   }
 

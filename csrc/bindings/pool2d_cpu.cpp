@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "bindings/outputs.h"
 #include "bindings/pool2d_args.h"
 #include "bindings/scratch.h"
 #include "cpu/pool2d/pool2d.h"
@@ -46,8 +47,8 @@ std::array<int64_t, 4> output_sizes(const Pool2dShape& s) {
 // Uninitialised, of the rank of the input.
 Tensor new_output(const Pool2dShape& s, int64_t rank, const at::TensorOptions& options,
                   bool channels_last) {
-  if (rank == 3) return at::empty({s.channels, s.out_height, s.out_width}, options);
-  return at::empty(output_sizes(s), options, format_of(channels_last));
+  const auto sizes = output_sizes(s);
+  return empty_output(at::IntArrayRef(sizes).slice(4 - rank), options, format_of(channels_last));
 }
 
 void check_output_like(const char* op, const char* name, const Tensor& tensor,
@@ -149,7 +150,8 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
   const auto dtype = grad_output.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   check_output_like(kMax, "grad_output", grad_output, shape, input_size.size(), dtype);
   check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
-  const Tensor grad_input = at::empty(input_size, grad_output.options(), format_of(channels_last));
+  const Tensor grad_input =
+      empty_output(input_size, grad_output.options(), format_of(channels_last));
   if (grad_input.numel() == 0) return grad_input;
   const Tensor go = readable(batched(grad_output), channels_last);
   const Tensor taps = readable(batched(offsets), channels_last);
@@ -222,7 +224,8 @@ Tensor avg_pool2d_backward_cpu(const Tensor& grad_output, at::IntArrayRef input_
       window_of({kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override}));
   const auto dtype = grad_output.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   check_output_like(kAvg, "grad_output", grad_output, shape, input_size.size(), dtype);
-  const Tensor grad_input = at::empty(input_size, grad_output.options(), format_of(channels_last));
+  const Tensor grad_input =
+      empty_output(input_size, grad_output.options(), format_of(channels_last));
   if (grad_input.numel() == 0) return grad_input;
   const Tensor go = readable(batched(grad_output), channels_last);
   const Strides4 gi_strides = strides_of(batched(grad_input));

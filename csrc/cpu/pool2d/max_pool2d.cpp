@@ -23,7 +23,9 @@ void max_pool2d_forward(const MaxPool2dForward<double>& call) {
 }
 
 template <>
-void max_pool2d_forward(const MaxPool2dForward<float>& call) {
+void max_pool2d_forward(const MaxPool2dForward<float>& original) {
+  MaxPool2dForward<float> call = original;
+  call.shape = collapse_global(call.shape, call.channels_last, call.input_strides.row);
   const Pool2dShape& s = call.shape;
   if (!fits_vector_kernels(s)) {
     record_kernel(KernelId::kMaxPool2dForward, "reference", Isa::kScalar);
@@ -45,7 +47,9 @@ void max_pool2d_backward(const MaxPool2dBackward<double>& call) {
 }
 
 template <>
-void max_pool2d_backward(const MaxPool2dBackward<float>& call) {
+void max_pool2d_backward(const MaxPool2dBackward<float>& original) {
+  MaxPool2dBackward<float> call = original;
+  call.shape = collapse_global(call.shape, call.channels_last, call.grad_input_strides.row);
   const Pool2dShape& s = call.shape;
   if (!fits_vector_kernels(s)) {
     record_kernel(KernelId::kMaxPool2dBackward, "reference", Isa::kScalar);

@@ -23,9 +23,11 @@ namespace fastconv::cpu {
 
 enum class OffsetType : int { kNone, kUint8, kInt32 };
 
+inline constexpr int64_t kMaxByteTaps = 256;
+
 // The type of the offsets that a window of `taps` taps needs. Precondition: taps < 2^31.
 inline OffsetType offset_type_of(int64_t taps) {
-  return taps <= 256 ? OffsetType::kUint8 : OffsetType::kInt32;
+  return taps <= kMaxByteTaps ? OffsetType::kUint8 : OffsetType::kInt32;
 }
 
 template <typename T>

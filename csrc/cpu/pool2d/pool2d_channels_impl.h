@@ -86,6 +86,13 @@ struct TapWindows {
     if (dilation == 1) return distance;
     return distance % dilation == 0 ? distance / dilation : -1;
   }
+
+  // Moves on to the next position; `extent` is the reach of a window.
+  void advance(int64_t extent, int64_t outputs) {
+    ++padded;
+    if (windows.end < outputs && windows.end * stride <= padded) ++windows.end;
+    if (windows.begin * stride + extent <= padded) ++windows.begin;
+  }
 };
 
 template <int Vectors, class Grad>
@@ -127,10 +134,9 @@ void grad_channels(const Grad& grad, RowRange range) {
     const TapWindows rows{
         windows_over(y + s.padding_height, extent_height, s.stride_height, s.out_height),
         y + s.padding_height, s.stride_height, s.dilation_height};
-    for (int64_t x = 0; x < s.in_width; ++x) {
-      const TapWindows columns{
-          windows_over(x + s.padding_width, extent_width, s.stride_width, s.out_width),
-          x + s.padding_width, s.stride_width, s.dilation_width};
+    TapWindows columns{windows_over(s.padding_width, extent_width, s.stride_width, s.out_width),
+                       s.padding_width, s.stride_width, s.dilation_width};
+    for (int64_t x = 0; x < s.in_width; ++x, columns.advance(extent_width, s.out_width)) {
       float* target = grad.call.grad_input + n * gi.batch + y * gi.row + x * gi.column;
       int64_t c = 0;
       for (; c + kBlockVectors * kLanes <= s.channels; c += kBlockVectors * kLanes)

@@ -32,6 +32,21 @@ inline PoolKernel choose_kernel(const Pool2dShape& s, bool channels_last) {
   return PoolKernel::kGeneral;
 }
 
+// Global pooling of planes whose rows lie one after another is pooling of a single row: the same
+// taps in the same order, without a loop over short rows.
+inline Pool2dShape collapse_global(const Pool2dShape& s, bool channels_last, int64_t row_stride) {
+  const bool global = s.kernel_height == s.in_height && s.kernel_width == s.in_width &&
+                      s.out_height == 1 && s.out_width == 1 && s.padding_height == 0 &&
+                      s.padding_width == 0 && s.dilation_height == 1 && s.dilation_width == 1;
+  if (!global || choose_kernel(s, channels_last) != PoolKernel::kGeneral ||
+      row_stride != s.in_width)
+    return s;
+  Pool2dShape row = s;
+  row.in_height = row.kernel_height = row.stride_height = 1;
+  row.in_width = row.kernel_width = row.stride_width = s.in_height * s.in_width;
+  return row;
+}
+
 // Runs body(range) over [0, rows) on as many threads as `bytes` of traffic and `steps` of
 // arithmetic deserve; each thread gets one contiguous range, the same from call to call.
 template <class Body>

@@ -18,6 +18,9 @@ inline int64_t element_of(const Strides4& strides, int64_t n, int64_t c, int64_t
   return n * strides.batch + c * strides.channel + i * strides.row + j * strides.column;
 }
 
+// Marks lanes between windows; stays negative when a tap number is added.
+constexpr int32_t kNoTap = INT32_MIN;
+
 template <typename Offset>
 struct MaxGrad {
   using Call = MaxPool2dBackward<float>;
@@ -32,6 +35,12 @@ struct MaxGrad {
   Source source(int64_t n, int64_t c, int64_t i, int64_t j) const {
     return {call.grad_output + element_of(call.grad_output_strides, n, c, i, j),
             offsets + element_of(call.offset_strides, n, c, i, j)};
+  }
+  Source advance(Source s, int64_t outputs) const { return {s.grad + outputs, s.offset + outputs}; }
+  // True when offsets lie as the gradients do.
+  bool sources_dense() const {
+    const Strides4 &a = call.offset_strides, &b = call.grad_output_strides;
+    return a.batch == b.batch && a.channel == b.channel && a.row == b.row;
   }
   Simd::Ints tap(int64_t r, int64_t q) const {
     return Simd::set1_int(static_cast<int32_t>(r * call.shape.kernel_width + q));
@@ -48,9 +57,26 @@ struct MaxGrad {
   }
   Simd::Reg finish(Simd::Reg sum) const { return sum; }
 
-  // What the window at `s` gives to its tap.
-  float value(Source s, int64_t r, int64_t q) const {
-    return *s.offset == r * call.shape.kernel_width + q ? *s.grad : 0.0f;
+  // What `count` neighbouring windows give, for lanes that belong to any of them.
+  struct Windows {
+    Simd::Reg grad;
+    Simd::Ints offset;
+  };
+  Windows windows(Source s, int64_t count) const {
+    return {Simd::load_masked(s.grad, Simd::mask_first(count)),
+            Simd::load_range(s.offset, 0, count)};
+  }
+  // Lane l is tap taps[l] + first_tap of window index[l], or none where taps[l] is kNoTap.
+  Simd::Reg spread(const Windows& w, Simd::Ints index, Simd::Ints taps, int64_t first_tap) const {
+    const Simd::Ints tap = Simd::add_int(taps, Simd::set1_int(static_cast<int32_t>(first_tap)));
+    const Simd::Mask won = Simd::equal_int(Simd::permute_int(w.offset, index), tap);
+    return Simd::select(won, Simd::permute(w.grad, index), Simd::zero());
+  }
+  // Lane l is tap first_tap + l of the window at `s`; lanes outside `taps` are none of its taps.
+  Simd::Reg spread_one(Source s, int64_t first_tap, Simd::Mask taps) const {
+    const Simd::Ints winner = Simd::set1_int(static_cast<int32_t>(*s.offset - first_tap));
+    const Simd::Reg grad = Simd::select(taps, Simd::set1(*s.grad), Simd::zero());
+    return Simd::select(Simd::equal_int(Simd::lane_numbers(), winner), grad, Simd::zero());
   }
 
   const Call& call;
@@ -66,6 +92,8 @@ struct AvgGrad {
   Source source(int64_t n, int64_t c, int64_t i, int64_t j) const {
     return call.grad_output + element_of(call.grad_output_strides, n, c, i, j);
   }
+  Source advance(Source s, int64_t outputs) const { return s + outputs; }
+  bool sources_dense() const { return true; }
   Simd::Ints tap(int64_t, int64_t) const { return Simd::set1_int(0); }
   Simd::Reg add_all(Simd::Reg sum, Source s, int64_t at, Simd::Ints) const {
     return Simd::add(sum, Simd::load(s + at));
@@ -75,7 +103,18 @@ struct AvgGrad {
     return Simd::add(sum, Simd::load_masked(s + at, mask));
   }
   Simd::Reg finish(Simd::Reg sum) const { return Simd::div(sum, Simd::set1(call.divisor)); }
-  float value(Source s, int64_t, int64_t) const { return *s / call.divisor; }
+
+  using Windows = Simd::Reg;
+  Windows windows(Source s, int64_t count) const {
+    return finish(Simd::load_masked(s, Simd::mask_first(count)));
+  }
+  Simd::Reg spread(Windows w, Simd::Ints index, Simd::Ints taps, int64_t) const {
+    const Simd::Mask none = Simd::equal_int(taps, Simd::set1_int(kNoTap));
+    return Simd::select(none, Simd::zero(), Simd::permute(w, index));
+  }
+  Simd::Reg spread_one(Source s, int64_t, Simd::Mask taps) const {
+    return Simd::select(taps, Simd::set1(*s / call.divisor), Simd::zero());
+  }
 
   const Call& call;
 };

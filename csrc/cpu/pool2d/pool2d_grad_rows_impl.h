@@ -10,6 +10,7 @@
 
 #include "cpu/pool2d/pool2d_grad_policies_impl.h"
 #include "cpu/pool2d/pool2d_policies_impl.h"
+#include "cpu/pool2d/pool2d_rows_impl.h"
 
 namespace {
 
@@ -64,20 +65,20 @@ inline GradEdge<S, Shifts> grad_edge(int64_t base, const Pool2dShape& s) {
   return edge;
 }
 
-template <int S>
+template <int S, bool Masked>
 inline void store_inputs(float* target, Simd::Reg (&sum)[S], const Simd::Mask* inputs) {
   if constexpr (S == 2) Simd::interleave(sum[0], sum[1], &sum[0], &sum[1]);
 #pragma GCC unroll 2
   for (int p = 0; p < S; ++p) {
-    if (inputs == nullptr) {
-      Simd::store(target + p * kLanes, sum[p]);
-    } else {
+    if constexpr (Masked) {
       Simd::store_masked(target + p * kLanes, sum[p], inputs[p]);
+    } else {
+      Simd::store(target + p * kLanes, sum[p]);
     }
   }
 }
 
-// Windows [begin, end) of rows that hold input row y.
+// Windows [begin, end) of rows that hold one input row.
 struct InputRow {
   int64_t n;
   int64_t c;
@@ -86,9 +87,10 @@ struct InputRow {
   float* target;  // column 0 of grad_input's row
 };
 
-template <int K, int S, class Grad>
-inline void grad_fixed_vector(const Grad& grad, const InputRow& row, int64_t base,
-                              const GradEdge<S, (K + S - 1) / S>* edge) {
+template <int K, int S, bool Masked, class Grad>
+[[gnu::always_inline]] inline void grad_fixed_vector(const Grad& grad, const InputRow& row,
+                                                     int64_t base,
+                                                     const GradEdge<S, (K + S - 1) / S>* edge) {
   constexpr int kShifts = (K + S - 1) / S;
   Simd::Reg sum[S];
   for (int p = 0; p < S; ++p) sum[p] = Simd::zero();
@@ -101,15 +103,15 @@ inline void grad_fixed_vector(const Grad& grad, const InputRow& row, int64_t bas
       for (int p = 0; p < S; ++p) {
         if (d * S + p >= K) continue;
         const Simd::Ints tap = grad.tap(r, d * S + p);
-        sum[p] = edge == nullptr ? grad.add_all(sum[p], source, base - d, tap)
-                                 : grad.add_range(sum[p], source, base - d, tap, edge->begin[d],
-                                                  edge->end[d], edge->windows[d]);
+        sum[p] = Masked ? grad.add_range(sum[p], source, base - d, tap, edge->begin[d],
+                                         edge->end[d], edge->windows[d])
+                        : grad.add_all(sum[p], source, base - d, tap);
       }
     }
   }
   for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);
-  store_inputs<S>(row.target + base * S - grad.call.shape.padding_width, sum,
-                  edge == nullptr ? nullptr : edge->inputs);
+  store_inputs<S, Masked>(row.target + base * S - grad.call.shape.padding_width, sum,
+                          Masked ? edge->inputs : nullptr);
 }
 
 // The vectors of an input row that an edge cuts, prepared once for all rows; few for the same
@@ -129,7 +131,6 @@ struct GradVectors {
     int64_t base = s.padding_width / S;
     for (; base < end && !is_inner(base); base += kLanes)
       edges[count++] = grad_edge<S, kShifts>(base, s);
-    left = count;
     inner_begin = base;
     while (base < end && is_inner(base)) base += kLanes;
     inner_end = base;
@@ -138,7 +139,6 @@ struct GradVectors {
 
   GradEdge<S, kShifts> edges[kMax];
   int count = 0;
-  int left;
   int64_t inner_begin;
   int64_t inner_end;
 };
@@ -150,13 +150,59 @@ void grad_fixed_rows(const Grad& grad, RowRange range) {
   for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
     const int64_t padded = y + s.padding_height;
     const InputRow row{n, c, padded, windows_over(padded, K, S, s.out_height), target};
-    for (int e = 0; e < vectors.left; ++e)
-      grad_fixed_vector<K, S>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
     for (int64_t base = vectors.inner_begin; base < vectors.inner_end; base += kLanes)
-      grad_fixed_vector<K, S, Grad>(grad, row, base, nullptr);
-    for (int e = vectors.left; e < vectors.count; ++e)
-      grad_fixed_vector<K, S>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
+      grad_fixed_vector<K, S, false, Grad>(grad, row, base, nullptr);
+    for (int e = 0; e < vectors.count; ++e)
+      grad_fixed_vector<K, S, true>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
   });
+}
+
+// The counterpart of pool_packed_2x2: `group` rows of windows, at most kLanes windows, give at most
+// 4 * kLanes contiguous inputs. `range` counts rows of windows.
+template <class Grad>
+void grad_packed_2x2(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const int64_t group = kLanes / s.out_width;
+  const int64_t window_row = 2 * s.in_width;  // inputs of one row of windows
+  Simd::Ints index[4];
+  Simd::Ints taps[4];
+  for (int64_t v = 0; v < 4; ++v) {
+    int32_t window[kLanes];
+    int32_t tap[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const int64_t at = v * kLanes + l;
+      const int64_t column = at % s.in_width;
+      const int64_t number = at / window_row * s.out_width + column / 2;
+      window[l] = at < group * window_row ? static_cast<int32_t>(number) : 0;
+      tap[l] = static_cast<int32_t>(2 * (at / s.in_width % 2) + column % 2);
+    }
+    index[v] = Simd::load_ints(window);
+    taps[v] = Simd::load_ints(tap);
+  }
+  const auto first = grad.source(0, 0, 0, 0);
+  for (int64_t row = range.begin; row < range.end; row += group) {
+    const int64_t rows = min_of(group, range.end - row);
+    const auto windows = grad.windows(grad.advance(first, row * s.out_width), rows * s.out_width);
+    float* target = grad.call.grad_input + row * window_row;
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < 4; ++v)
+      Simd::store_masked(target + v * kLanes, grad.spread(windows, index[v], taps[v], 0),
+                         lanes_in(v * kLanes, rows * window_row));
+  }
+}
+
+template <class Grad>
+void grad_2x2s2(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  if (s.out_width > kLanes || !grad.sources_dense() ||
+      !tiled_by_2x2(s, grad.call.grad_input_strides, grad.call.grad_output_strides))
+    return grad_fixed_rows<2, 2>(grad, range);
+  // A thread's range may begin or end between the two input rows of a window.
+  const RowRange whole{(range.begin + 1) / 2, range.end / 2};
+  if (whole.begin > whole.end) return grad_fixed_rows<2, 2>(grad, range);
+  if (range.begin < 2 * whole.begin) grad_fixed_rows<2, 2>(grad, {range.begin, 2 * whole.begin});
+  grad_packed_2x2(grad, whole);
+  if (2 * whole.end < range.end) grad_fixed_rows<2, 2>(grad, {2 * whole.end, range.end});
 }
 
 // As grad_fixed_rows for any kernel size.
@@ -185,12 +231,71 @@ void grad_gather_rows(const Grad& grad, RowRange range) {
       }
       for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);
       const GradEdge<S, 1> edge = grad_edge<S, 1>(base, s);
-      store_inputs<S>(target + base * S - s.padding_width, sum, edge.inputs);
+      store_inputs<S, true>(target + base * S - s.padding_width, sum, edge.inputs);
     }
   });
 }
 
 // --- Windows that do not overlap: every input belongs to one window or to none -------------------
+
+// Writes `length` inputs, of which the first `taps` are neighbouring taps of the window at `source`
+// and the rest belong to no window.
+template <class Grad>
+inline void spread_window(const Grad& grad, typename Grad::Source source, int64_t first_tap,
+                          int64_t taps, int64_t length, float* target) {
+  for (int64_t x = 0; x < length; x += kLanes) {
+    const Simd::Mask taps_here = Simd::mask_first(clamp_to(taps - x, 0, kLanes));
+    store_lanes(target + x, grad.spread_one(source, first_tap + x, taps_here),
+                min_of(kLanes, length - x));
+  }
+}
+
+// Lane l of a vector that begins `phase` inputs after a window's first: which window it lies in,
+// and which tap of the window's row it is.
+struct SpreadPhase {
+  Simd::Ints window;
+  Simd::Ints tap;
+};
+
+inline SpreadPhase spread_phase(int64_t phase, int64_t kernel, int64_t stride) {
+  int32_t window[kLanes];
+  int32_t tap[kLanes];
+  int32_t number = 0;
+  for (int64_t l = 0; l < kLanes; ++l) {
+    window[l] = number;
+    tap[l] = phase < kernel ? static_cast<int32_t>(phase) : kNoTap;
+    if (++phase == stride) {
+      phase = 0;
+      ++number;
+    }
+  }
+  return {Simd::load_ints(window), Simd::load_ints(tap)};
+}
+
+// Strides of at most kLanes: a vector of inputs spans several windows.
+template <class Grad>
+void grad_narrow_spread_rows(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  SpreadPhase phases[kLanes] = {};
+  for (int64_t p = 0; p < s.stride_width; ++p)
+    phases[p] = spread_phase(p, s.kernel_width, s.stride_width);
+  for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
+    const int64_t i = (y + s.padding_height) / s.stride_height;
+    const int64_t r = (y + s.padding_height) % s.stride_height;
+    const bool covered = i < s.out_height && r < s.kernel_height;
+    const auto source = grad.source(n, c, covered ? i : 0, 0);
+    int64_t window = s.padding_width / s.stride_width;
+    int64_t phase = s.padding_width % s.stride_width;
+    for (int64_t x = 0; x < s.in_width; x += kLanes) {
+      const int64_t windows = covered ? clamp_to(s.out_width - window, 0, kLanes) : 0;
+      const auto grads = grad.windows(grad.advance(source, window), windows);
+      store_lanes(target + x,
+                  grad.spread(grads, phases[phase].window, phases[phase].tap, r * s.kernel_width),
+                  min_of(kLanes, s.in_width - x));
+      for (phase += kLanes; phase >= s.stride_width; phase -= s.stride_width) ++window;
+    }
+  });
+}
 
 template <class Grad>
 void grad_spread_rows(const Grad& grad, RowRange range) {
@@ -198,17 +303,19 @@ void grad_spread_rows(const Grad& grad, RowRange range) {
   for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
     const int64_t i = (y + s.padding_height) / s.stride_height;
     const int64_t r = (y + s.padding_height) % s.stride_height;
-    const bool covered = i < s.out_height && r < s.kernel_height;
+    const int64_t windows = i < s.out_height && r < s.kernel_height ? s.out_width : 0;
     int64_t x = 0;
-    for (int64_t j = 0; covered && j < s.out_width; ++j) {
-      const auto source = grad.source(n, c, i, j);
+    for (int64_t j = 0; j < windows && x < s.in_width; ++j) {
       const int64_t origin = j * s.stride_width - s.padding_width;
       const int64_t window_end = min_of(origin + s.kernel_width, s.in_width);
-      for (; x < window_end; ++x) target[x] = grad.value(source, r, x - origin);
-      const int64_t next = min_of(origin + s.stride_width, s.in_width);
-      for (; x < next; ++x) target[x] = 0.0f;
+      const int64_t next =
+          j + 1 < windows ? min_of(origin + s.stride_width, s.in_width) : s.in_width;
+      spread_window(grad, grad.source(n, c, i, j), r * s.kernel_width + x - origin, window_end - x,
+                    next - x, target + x);
+      x = next;
     }
-    for (; x < s.in_width; ++x) target[x] = 0.0f;
+    for (; x < s.in_width; x += kLanes)
+      store_lanes(target + x, Simd::zero(), min_of(kLanes, s.in_width - x));
   });
 }
 
@@ -278,8 +385,10 @@ void grad_general(const Grad& grad, RowRange range) {
     if (s.stride_width == 1) return grad_gather_rows<1>(grad, range);
     if (s.stride_width == 2) return grad_gather_rows<2>(grad, range);
   }
-  if (!dilated && s.stride_height >= s.kernel_height && s.stride_width >= s.kernel_width)
+  if (!dilated && s.stride_height >= s.kernel_height && s.stride_width >= s.kernel_width) {
+    if (s.stride_width <= kLanes) return grad_narrow_spread_rows(grad, range);
     return grad_spread_rows(grad, range);
+  }
   grad_scatter_rows(grad, range);
 }
 

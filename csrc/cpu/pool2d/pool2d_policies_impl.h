@@ -5,7 +5,10 @@
 //   Row      what one output row needs,             row(output_row, tap rows inside the input)
 //   Columns  what a vector of outputs needs:        columns(j) lanes are outputs j, j + 1, ...
 //            same_column(j) all lanes are output j, inner_columns() no window is cut
-//   State    start(), add() once per tap in row-major order, store() of the first `count` lanes
+//   State    start(), add() once per tap in row-major order, store() of the first `count` lanes;
+//            begin() may stand in for the first add()
+// and, where all lanes belong to one output and hold neighbouring columns,
+//   add_lanes() with the tap number of lane 0, store_one()
 // Internal linkage throughout, see gemm_ukernels_impl.h.
 #pragma once
 
@@ -52,6 +55,7 @@ struct MaxValues {
   Columns same_column(int64_t) const { return {}; }
   Columns inner_columns() const { return {}; }
   State start(Row, Columns) const { return fill(); }
+  void begin(State& state, Simd::Reg x) const { state = x; }
   void add(State& state, Simd::Reg x, int64_t) const { state = Simd::max_or_nan(x, state); }
   void store(State state, Row, Columns, int64_t element, int64_t count) const {
     store_lanes(call.output + element, state, count);
@@ -88,6 +92,7 @@ struct MaxOffsets {
   State start(Row row, Columns columns) const {
     return {fill(), Simd::add_int(Simd::set1_int(row.first_tap), columns)};
   }
+  void begin(State& state, Simd::Reg x) const { state.value = x; }
   void add(State& state, Simd::Reg x, int64_t tap) const {
     const Simd::Mask wins = Simd::greater_or_nan(x, state.value);
     state.value = Simd::select(wins, x, state.value);
@@ -96,6 +101,20 @@ struct MaxOffsets {
   void store(const State& state, Row, Columns, int64_t element, int64_t count) const {
     store_lanes(call.output + element, state.value, count);
     Simd::store_first(offsets + element, state.offset, count);
+  }
+
+  void add_lanes(State& state, Simd::Reg x, int64_t first_tap) const {
+    const Simd::Mask wins = Simd::greater_or_nan(x, state.value);
+    const Simd::Ints taps =
+        Simd::add_int(Simd::lane_numbers(), Simd::set1_int(static_cast<int32_t>(first_tap)));
+    state.value = Simd::select(wins, x, state.value);
+    state.offset = Simd::select_int(wins, taps, state.offset);
+  }
+  // Also serves calls without offsets: which of two equal zeros came first shows in the sign.
+  void store_one(const State& state, Row, int64_t, int64_t element) const {
+    int32_t tap = 0;
+    Simd::first_maximum(state.value, state.offset, call.output + element, &tap);
+    if (offsets != nullptr) offsets[element] = static_cast<Offset>(tap);
   }
 
   int32_t first_column_tap(int64_t j) const {
@@ -138,10 +157,16 @@ struct Averages {
         call.divisor.divisor_override != 0 ? 1.0f : static_cast<float>(call.shape.kernel_width));
   }
   State start(Row, Columns) const { return Simd::zero(); }
+  void begin(State& state, Simd::Reg x) const { state = Simd::add(state, x); }
   void add(State& state, Simd::Reg x, int64_t) const { state = Simd::add(state, x); }
   void store(State state, Row row, Columns columns, int64_t element, int64_t count) const {
     const Simd::Reg divisor = Simd::mul(Simd::set1(row.count), columns);
     store_lanes(call.output + element, Simd::div(state, divisor), count);
+  }
+
+  void add_lanes(State& state, Simd::Reg x, int64_t) const { state = Simd::add(state, x); }
+  void store_one(State state, Row row, int64_t j, int64_t element) const {
+    call.output[element] = Simd::reduce_add(state) / (row.count * column_count(j));
   }
 
   // Lanes past the last output, whose windows do not exist, count 1.

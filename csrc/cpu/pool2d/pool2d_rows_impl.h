@@ -53,8 +53,8 @@ inline TapMasks<K, S> tap_masks(int64_t column, int64_t width) {
   return masks;
 }
 
-// taps[q] = input columns p[q], p[q + S], ...; `masks` is nullptr when all of them exist.
-template <int K, int S>
+// taps[q] = input columns p[q], p[q + S], ...; without Masked all of them exist.
+template <int K, int S, bool Masked>
 inline void load_taps(const float* p, const TapMasks<K, S>* masks, Simd::Reg fill,
                       Simd::Reg taps[K]) {
   constexpr int kParts = TapMasks<K, S>::kParts;
@@ -77,27 +77,47 @@ inline void load_taps(const float* p, const TapMasks<K, S>* masks, Simd::Reg fil
   }
 }
 
-// One vector of outputs; `first` is tap (0, 0) of lane 0.
-template <int K, int S, class Pool>
-inline void pool_fixed_vector(const Pool& pool, const float* first, TapRange rows,
-                              typename Pool::Row row, const TapMasks<K, S>* masks,
-                              typename Pool::Columns columns, int64_t element, int64_t count) {
+// One output row: its first window, of which taps `rows` exist, and its first output.
+template <class Pool>
+struct OutputRow {
+  const float* first;
+  TapRange rows;
+  typename Pool::Row data;
+  int64_t element;
+};
+
+// Outputs [j, j + count) of a row. Always inlined: a call would send the state through memory.
+template <int K, int S, bool Masked, class Pool>
+[[gnu::always_inline]] inline void pool_fixed_vector(const Pool& pool, const OutputRow<Pool>& row,
+                                                     const TapMasks<K, S>* masks,
+                                                     typename Pool::Columns columns, int64_t j,
+                                                     int64_t count) {
   const int64_t pitch = pool.call.input_strides.row;
+  const float* first = row.first + j * S;
   const Simd::Reg fill = Pool::fill();
-  typename Pool::State state = pool.start(row, columns);
-  const auto add_row = [&](int64_t r) {
-    Simd::Reg taps[K];
-    load_taps<K, S>(first + r * pitch, masks, fill, taps);
+  typename Pool::State state = pool.start(row.data, columns);
+  Simd::Reg taps[K];
+  if (row.rows.begin == 0 && row.rows.end == K) {
 #pragma GCC unroll 3
-    for (int q = 0; q < K; ++q) pool.add(state, taps[q], r * K + q);
-  };
-  if (rows.begin == 0 && rows.end == K) {
+    for (int r = 0; r < K; ++r) {
+      load_taps<K, S, Masked>(first + r * pitch, masks, fill, taps);
 #pragma GCC unroll 3
-    for (int r = 0; r < K; ++r) add_row(r);
+      for (int q = 0; q < K; ++q) {
+        if (r == 0 && q == 0) {
+          pool.begin(state, taps[0]);
+        } else {
+          pool.add(state, taps[q], r * K + q);
+        }
+      }
+    }
   } else {
-    for (int64_t r = rows.begin; r < rows.end; ++r) add_row(r);
+    for (int64_t r = row.rows.begin; r < row.rows.end; ++r) {
+      load_taps<K, S, Masked>(first + r * pitch, masks, fill, taps);
+#pragma GCC unroll 3
+      for (int q = 0; q < K; ++q) pool.add(state, taps[q], r * K + q);
+    }
   }
-  pool.store(state, row, columns, element, count);
+  pool.store(state, row.data, columns, row.element + j, count);
 }
 
 // The vectors of an output row that are cut by an edge, prepared once for all rows. Only the first
@@ -125,7 +145,6 @@ struct EdgeVectors {
     };
     int64_t j = 0;
     for (; j < s.out_width && !is_inner(j); j += kLanes) add_edge(j);
-    left = count;
     inner_begin = j;
     while (j < s.out_width && is_inner(j)) j += kLanes;
     inner_end = j;
@@ -134,7 +153,6 @@ struct EdgeVectors {
 
   Edge edges[kMax];
   int count = 0;
-  int left;
   int64_t inner_begin;
   int64_t inner_end;
 };
@@ -147,92 +165,76 @@ void pool_fixed_rows(const Pool& pool, RowRange range) {
   for_each_output_row(pool.call, range, [&](const float* plane, int64_t element, int64_t i) {
     const int64_t origin = i * S - s.padding_height;
     const TapRange rows = taps_inside(origin, 1, K, s.in_height);
-    const typename Pool::Row row = pool.row(i, rows);
-    const float* first = plane + origin * pool.call.input_strides.row - s.padding_width;
-    const auto run_edge = [&](int e) {
-      const auto& edge = vectors.edges[e];
-      pool_fixed_vector<K, S>(pool, first + edge.output * S, rows, row, &edge.masks, edge.columns,
-                              element + edge.output, edge.count);
-    };
-    for (int e = 0; e < vectors.left; ++e) run_edge(e);
+    const OutputRow<Pool> row{plane + origin * pool.call.input_strides.row - s.padding_width, rows,
+                              pool.row(i, rows), element};
     for (int64_t j = vectors.inner_begin; j < vectors.inner_end; j += kLanes)
-      pool_fixed_vector<K, S, Pool>(pool, first + j * S, rows, row, nullptr, inner, element + j,
-                                    kLanes);
-    for (int e = vectors.left; e < vectors.count; ++e) run_edge(e);
-  });
-}
-
-// --- Any window --------------------------------------------------------------------------------
-
-// Columns p[0], p[step], ... where p is column `column` of an input row; Step is 1, 2 or 0 (any).
-template <int Step, bool Masked>
-inline Simd::Reg load_columns(const float* p, int64_t column, int64_t step, int64_t width,
-                              Simd::Reg fill) {
-  if constexpr (Step == 1) {
-    return Masked ? Simd::load_masked_or(p, lanes_in(column, width), fill) : Simd::load(p);
-  } else if constexpr (Step == 2) {
-    if constexpr (!Masked) return Simd::even_lanes(Simd::load(p), Simd::load(p + kLanes));
-    return Simd::even_lanes(
-        Simd::load_masked_or(p, lanes_in(column, width), fill),
-        Simd::load_masked_or(p + kLanes, lanes_in(column + kLanes, width), fill));
-  } else {
-    if constexpr (!Masked) return Simd::load_strided_or(p, step, Simd::mask_first(kLanes), fill);
-    const TapRange lanes = taps_inside(column, step, kLanes, width);
-    const int64_t begin = min_of(lanes.begin, kLanes);
-    return Simd::load_strided_or(p, step, Simd::mask_range(begin, max_of(begin, lanes.end)), fill);
-  }
-}
-
-template <int Step, bool Masked, class Pool>
-inline void pool_any_vector(const Pool& pool, const float* first, int64_t column, TapRange rows,
-                            typename Pool::Row row, typename Pool::Columns columns, int64_t element,
-                            int64_t count) {
-  const Pool2dShape& s = pool.call.shape;
-  const int64_t pitch = s.dilation_height * pool.call.input_strides.row;
-  const Simd::Reg fill = Pool::fill();
-  typename Pool::State state = pool.start(row, columns);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    for (int64_t q = 0; q < s.kernel_width; ++q) {
-      const int64_t shift = q * s.dilation_width;
-      const Simd::Reg x = load_columns<Step, Masked>(first + r * pitch + shift, column + shift,
-                                                     s.stride_width, s.in_width, fill);
-      pool.add(state, x, r * s.kernel_width + q);
-    }
-  }
-  pool.store(state, row, columns, element, count);
-}
-
-template <int Step, class Pool>
-void pool_any_rows(const Pool& pool, RowRange range) {
-  const Pool2dShape& s = pool.call.shape;
-  const int64_t reach = (s.kernel_width - 1) * s.dilation_width +
-                        (Step == 2 ? 2 * kLanes : (kLanes - 1) * s.stride_width + 1);
-  const typename Pool::Columns inner = pool.inner_columns();
-  for_each_output_row(pool.call, range, [&](const float* plane, int64_t element, int64_t i) {
-    const int64_t origin = i * s.stride_height - s.padding_height;
-    const TapRange rows = taps_inside(origin, s.dilation_height, s.kernel_height, s.in_height);
-    const typename Pool::Row row = pool.row(i, rows);
-    const float* window_row = plane + origin * pool.call.input_strides.row;
-    for (int64_t j = 0; j < s.out_width; j += kLanes) {
-      const int64_t column = j * s.stride_width - s.padding_width;
-      const int64_t count = min_of(kLanes, s.out_width - j);
-      if (count == kLanes && column >= 0 && column + reach <= s.in_width) {
-        pool_any_vector<Step, false>(pool, window_row + column, column, rows, row, inner,
-                                     element + j, count);
-      } else {
-        pool_any_vector<Step, true>(pool, window_row + column, column, rows, row, pool.columns(j),
-                                    element + j, count);
-      }
+      pool_fixed_vector<K, S, false>(pool, row, static_cast<const TapMasks<K, S>*>(nullptr), inner,
+                                     j, kLanes);
+    for (int e = 0; e < vectors.count; ++e) {
+      const auto& edge = vectors.edges[e];
+      pool_fixed_vector<K, S, true>(pool, row, &edge.masks, edge.columns, edge.output, edge.count);
     }
   });
+}
+
+// --- 2 x 2 windows of stride 2 on narrow dense planes: several output rows per vector
+// -------------
+
+// True when all planes lie one after another and the windows tile them exactly.
+inline bool tiled_by_2x2(const Pool2dShape& s, const Strides4& in, const Strides4& out) {
+  const auto is_dense = [&](const Strides4& strides, int64_t height, int64_t width) {
+    return strides.row == width && strides.channel == height * width &&
+           strides.batch == s.channels * height * width;
+  };
+  return s.in_width == 2 * s.out_width && s.in_height == 2 * s.out_height && s.padding_width == 0 &&
+         s.padding_height == 0 && is_dense(in, s.in_height, s.in_width) &&
+         is_dense(out, s.out_height, s.out_width);
+}
+
+// Loads the first `count` of 4 * kLanes floats; the rest read as zero.
+inline void load_parts(const float* p, int64_t count, Simd::Reg parts[4]) {
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < 4; ++v)
+    parts[v] = Simd::load_masked(p + v * kLanes, lanes_in(v * kLanes, count));
+}
+
+// Lane l is output l % out_width of row l / out_width of the group; its four taps are picked from
+// the group's input rows, at most 4 * kLanes contiguous floats.
+template <class Pool>
+void pool_packed_2x2(const Pool& pool, RowRange range) {
+  const Pool2dShape& s = pool.call.shape;
+  const int64_t group = kLanes / s.out_width;
+  Simd::Ints index[4];
+  for (int64_t t = 0; t < 4; ++t) {
+    int32_t position[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const int64_t row = 2 * (l / s.out_width) + t / 2;
+      const int64_t column = 2 * (l % s.out_width) + t % 2;
+      position[l] = l < group * s.out_width ? static_cast<int32_t>(row * s.in_width + column) : 0;
+    }
+    index[t] = Simd::load_ints(position);
+  }
+  const typename Pool::Row row_data = pool.row(0, {0, 2});
+  const typename Pool::Columns columns = pool.inner_columns();
+  for (int64_t row = range.begin; row < range.end; row += group) {
+    const int64_t rows = min_of(group, range.end - row);
+    Simd::Reg parts[4];
+    load_parts(pool.call.input + row * 2 * s.in_width, rows * 2 * s.in_width, parts);
+    typename Pool::State state = pool.start(row_data, columns);
+    pool.begin(state, Simd::pick(parts, index[0]));
+#pragma GCC unroll 3
+    for (int t = 1; t < 4; ++t) pool.add(state, Simd::pick(parts, index[t]), t);
+    pool.store(state, row_data, columns, row * s.out_width, rows * s.out_width);
+  }
 }
 
 template <class Pool>
-void pool_general(const Pool& pool, RowRange range) {
-  const int64_t step = pool.call.shape.stride_width;
-  if (step == 1) return pool_any_rows<1>(pool, range);
-  if (step == 2) return pool_any_rows<2>(pool, range);
-  return pool_any_rows<0>(pool, range);
+void pool_2x2s2(const Pool& pool, RowRange range) {
+  const Pool2dShape& s = pool.call.shape;
+  if (2 * s.out_width <= kLanes &&
+      tiled_by_2x2(s, pool.call.input_strides, pool.call.output_strides))
+    return pool_packed_2x2(pool, range);
+  pool_fixed_rows<2, 2>(pool, range);
 }
 
 }  // namespace

@@ -3,21 +3,21 @@
 // Internal linkage throughout, see gemm_ukernels_impl.h.
 #pragma once
 
+#include "cpu/pool2d/pool2d_any_impl.h"
 #include "cpu/pool2d/pool2d_channels_impl.h"
 #include "cpu/pool2d/pool2d_grad_rows_impl.h"
-#include "cpu/pool2d/pool2d_rows_impl.h"
 #include "cpu/pool2d/pool2d_ukernels.h"
 
 namespace {
 
-using fastconv::cpu::offset_type_of;
-using fastconv::cpu::OffsetType;
+using fastconv::Pool2dShape;
+using fastconv::cpu::kMaxByteTaps;
 using fastconv::cpu::Pool2dKernels;
 using fastconv::cpu::PoolKernel;
 
 template <PoolKernel Kernel, class Pool>
 void run_pool(const Pool& pool, RowRange range) {
-  if constexpr (Kernel == PoolKernel::k2x2s2) return pool_fixed_rows<2, 2>(pool, range);
+  if constexpr (Kernel == PoolKernel::k2x2s2) return pool_2x2s2(pool, range);
   if constexpr (Kernel == PoolKernel::k3x3s2) return pool_fixed_rows<3, 2>(pool, range);
   if constexpr (Kernel == PoolKernel::k3x3s1) return pool_fixed_rows<3, 1>(pool, range);
   if constexpr (Kernel == PoolKernel::kGeneral) return pool_general(pool, range);
@@ -26,7 +26,7 @@ void run_pool(const Pool& pool, RowRange range) {
 
 template <PoolKernel Kernel, class Grad>
 void run_grad(const Grad& grad, RowRange range) {
-  if constexpr (Kernel == PoolKernel::k2x2s2) return grad_fixed_rows<2, 2>(grad, range);
+  if constexpr (Kernel == PoolKernel::k2x2s2) return grad_2x2s2(grad, range);
   if constexpr (Kernel == PoolKernel::k3x3s2) return grad_fixed_rows<3, 2>(grad, range);
   if constexpr (Kernel == PoolKernel::k3x3s1) return grad_fixed_rows<3, 1>(grad, range);
   if constexpr (Kernel == PoolKernel::kGeneral) return grad_general(grad, range);
@@ -38,12 +38,16 @@ constexpr bool may_be_large(PoolKernel kernel) {
   return kernel == PoolKernel::kGeneral || kernel == PoolKernel::kChannelsLast;
 }
 
+// As offset_type_of(), which is not for files of one instruction set: it has external linkage.
+inline bool has_large_offsets(const Pool2dShape& s) {
+  return s.kernel_height * s.kernel_width > kMaxByteTaps;
+}
+
 template <PoolKernel Kernel>
 void max_forward(const MaxPool2dForward<float>& call, RowRange range) {
   if (call.offsets == nullptr) return run_pool<Kernel>(MaxValues(call), range);
   if constexpr (may_be_large(Kernel)) {
-    if (offset_type_of(call.shape.taps()) == OffsetType::kInt32)
-      return run_pool<Kernel>(MaxOffsets<int32_t>(call), range);
+    if (has_large_offsets(call.shape)) return run_pool<Kernel>(MaxOffsets<int32_t>(call), range);
   }
   run_pool<Kernel>(MaxOffsets<uint8_t>(call), range);
 }
@@ -51,8 +55,7 @@ void max_forward(const MaxPool2dForward<float>& call, RowRange range) {
 template <PoolKernel Kernel>
 void max_backward(const MaxPool2dBackward<float>& call, RowRange range) {
   if constexpr (may_be_large(Kernel)) {
-    if (offset_type_of(call.shape.taps()) == OffsetType::kInt32)
-      return run_grad<Kernel>(MaxGrad<int32_t>(call), range);
+    if (has_large_offsets(call.shape)) return run_grad<Kernel>(MaxGrad<int32_t>(call), range);
   }
   run_grad<Kernel>(MaxGrad<uint8_t>(call), range);
 }

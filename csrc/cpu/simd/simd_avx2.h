@@ -75,6 +75,41 @@ struct Simd {
   static Ints add_int(Ints x, Ints y) { return _mm256_add_epi32(x, y); }
   static Mask equal_int(Ints x, Ints y) { return _mm256_cmpeq_epi32(x, y); }
 
+  static Ints lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+
+  // Lane l is lane index[l] of x; indices are in [0, kLanes).
+  static Reg permute(Reg x, Ints index) { return _mm256_permutevar8x32_ps(x, index); }
+  static Ints permute_int(Ints x, Ints index) { return _mm256_permutevar8x32_epi32(x, index); }
+  // Lane l is element index[l] of the 4 * kLanes floats in `parts`.
+  static Reg pick(const Reg parts[4], Ints index) {
+    const Reg odd = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 to the sign
+    const Reg upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 27));
+    const Reg low = _mm256_blendv_ps(permute(parts[0], index), permute(parts[1], index), odd);
+    const Reg high = _mm256_blendv_ps(permute(parts[2], index), permute(parts[3], index), odd);
+    return _mm256_blendv_ps(low, high, upper);
+  }
+
+  // The maximum over all lanes by the rule of greater_or_nan when lanes are visited by ascending
+  // `number`, and the number of its lane. Equal numbers belong to equal values.
+  static void first_maximum(Reg x, Ints number, float* maximum, int32_t* at) {
+    float values[kLanes];
+    int32_t numbers[kLanes];
+    store(values, x);
+    store_first(numbers, number, kLanes);
+    *maximum = values[0];
+    *at = numbers[0];
+    for (int l = 1; l < kLanes; ++l) {
+      const bool later = numbers[l] > *at;
+      const bool is_nan = values[l] != values[l];
+      const bool best_is_nan = *maximum != *maximum;
+      const bool wins = is_nan ? !best_is_nan || later
+                               : values[l] > *maximum || (values[l] == *maximum && !later);
+      if (!wins) continue;
+      *maximum = values[l];
+      *at = numbers[l];
+    }
+  }
+
   // The first n lanes as bytes (values 0 .. 255) or int32_t; memory past them is not touched.
   static void store_first(uint8_t* p, Ints x, int64_t n) {
     const __m128i words =
@@ -153,9 +188,6 @@ struct Simd {
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes; ++i) rows[i] = t[i];
   }
-
- private:
-  static __m256i lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 };
 
 }  // namespace

@@ -70,6 +70,34 @@ struct Simd {
   static Ints add_int(Ints x, Ints y) { return _mm512_add_epi32(x, y); }
   static Mask equal_int(Ints x, Ints y) { return _mm512_cmpeq_epi32_mask(x, y); }
 
+  static Ints lane_numbers() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+
+  // Lane l is lane index[l] of x; indices are in [0, kLanes).
+  static Reg permute(Reg x, Ints index) { return _mm512_permutexvar_ps(index, x); }
+  static Ints permute_int(Ints x, Ints index) { return _mm512_permutexvar_epi32(index, x); }
+  // Lane l is element index[l] of the 4 * kLanes floats in `parts`.
+  static Reg pick(const Reg parts[4], Ints index) {
+    const Reg low = _mm512_permutex2var_ps(parts[0], index, parts[1]);
+    const Reg high = _mm512_permutex2var_ps(parts[2], index, parts[3]);
+    return _mm512_mask_mov_ps(low, _mm512_test_epi32_mask(index, set1_int(2 * kLanes)), high);
+  }
+
+  // The maximum over all lanes by the rule of greater_or_nan when lanes are visited by ascending
+  // `number`, and the number of its lane. Equal numbers belong to equal values.
+  static void first_maximum(Reg x, Ints number, float* maximum, int32_t* at) {
+    Mask best = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    if (best != 0) {
+      *at = _mm512_mask_reduce_max_epi32(best, number);
+    } else {
+      best = _mm512_cmp_ps_mask(x, _mm512_set1_ps(_mm512_reduce_max_ps(x)), _CMP_EQ_OQ);
+      *at = _mm512_mask_reduce_min_epi32(best, number);
+    }
+    const Mask winner = _mm512_mask_cmpeq_epi32_mask(best, number, set1_int(*at));
+    *maximum = _mm512_cvtss_f32(_mm512_maskz_compress_ps(winner, x));
+  }
+
   // The first n lanes as bytes (values 0 .. 255) or int32_t; memory past them is not touched.
   static void store_first(uint8_t* p, Ints x, int64_t n) {
     _mm512_mask_cvtusepi32_storeu_epi8(p, mask_first(n), x);
@@ -147,11 +175,6 @@ struct Simd {
       rows[4 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0x88);
       rows[12 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0xdd);
     }
-  }
-
- private:
-  static __m512i lane_numbers() {
-    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
 };
 

@@ -48,6 +48,15 @@ struct Simd {
   static Ints add_int(Ints x, Ints y) { return x + y; }
   static Mask equal_int(Ints x, Ints y) { return x == y; }
 
+  static Ints lane_numbers() { return 0; }
+  static Reg permute(Reg x, Ints /*index*/) { return x; }
+  static Ints permute_int(Ints x, Ints /*index*/) { return x; }
+  static Reg pick(const Reg parts[4], Ints index) { return parts[index]; }
+  static void first_maximum(Reg x, Ints number, float* maximum, int32_t* at) {
+    *maximum = x;
+    *at = number;
+  }
+
   static void store_first(uint8_t* p, Ints x, int64_t n) {
     if (n > 0) *p = static_cast<uint8_t>(x);
   }
