@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """fastconv: hand-written CPU kernels that make small PyTorch networks train and infer faster.
 
-    from fastconv import nn          # Conv2d, MaxPool2d, AvgPool2d: drop-in for torch.nn
-    import fastconv.functional as F  # conv2d, max_pool2d, avg_pool2d
-    fastconv.runtime.info()          # what was built, what runs
+from fastconv import nn          # Conv2d, MaxPool2d, AvgPool2d: drop-in for torch.nn
+import fastconv.functional as F  # conv2d, max_pool2d, avg_pool2d
+fastconv.runtime.info()          # what was built, what runs
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -39,10 +39,11 @@ struct Conv2dFunction : torch::autograd::Function<Conv2dFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
                         const OptionalTensor& bias, const Conv2dOptions& options) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
+    Tensor output = call_conv2d(input, weight, bias, options);  // checks the options it is given
     ctx->save_for_backward({input, weight});
     save_options(ctx, options);
     ctx->saved_data[kHasBias] = bias.has_value() && bias->defined();
-    return call_conv2d(input, weight, bias, options);
+    return output;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -76,10 +77,10 @@ struct Conv2dBackwardFunction : torch::autograd::Function<Conv2dBackwardFunction
                                const Tensor& weight, const Conv2dOptions& options,
                                std::array<bool, 3> output_mask) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const Tensor3 all = call_conv2d_backward(grad_output, input, weight, options, output_mask);
     ctx->save_for_backward({grad_output, input, weight});
     save_options(ctx, options);
     ctx->saved_data[kMask] = std::vector<bool>(output_mask.begin(), output_mask.end());
-    const Tensor3 all = call_conv2d_backward(grad_output, input, weight, options, output_mask);
     variable_list asked;  // a Function must not return undefined tensors
     if (output_mask[0]) asked.push_back(std::get<0>(all));
     if (output_mask[1]) asked.push_back(std::get<1>(all));

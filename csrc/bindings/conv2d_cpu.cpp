@@ -108,12 +108,6 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
 Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                     const Conv2dOptions& options, std::array<bool, 3> output_mask) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, Tensor(), options);
-  const int64_t expected[] = {shape.batch, shape.out_channels, shape.out_height, shape.out_width};
-  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef(expected) &&
-                        grad_output.scalar_type() == input.scalar_type(),
-                    "conv2d: expected grad_output of shape ", at::IntArrayRef(expected), " and ",
-                    input.scalar_type(), ", got ", grad_output.sizes(), " and ",
-                    grad_output.scalar_type());
   if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0) {
     const int64_t bias_size[] = {shape.out_channels};
     return at::convolution_backward(grad_output, input, weight, at::IntArrayRef(bias_size),
@@ -121,6 +115,12 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
                                     /*transposed=*/false, /*output_padding=*/{0, 0}, options.groups,
                                     output_mask);
   }
+  const int64_t expected[] = {shape.batch, shape.out_channels, shape.out_height, shape.out_width};
+  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef(expected) &&
+                        grad_output.scalar_type() == input.scalar_type(),
+                    "conv2d: expected grad_output of shape ", at::IntArrayRef(expected), " and ",
+                    input.scalar_type(), ", got ", grad_output.sizes(), " and ",
+                    grad_output.scalar_type());
   const Tensor go = readable(grad_output);
   Tensor grad_input, grad_weight, grad_bias;
   if (output_mask[0]) grad_input = grad_input_4d(shape, go, input, weight);

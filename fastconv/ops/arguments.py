@@ -16,7 +16,7 @@ def as_integers(op: str, name: str, value: Any) -> int | tuple[int, ...]:
     """
     if type(value) is int:
         return value
-    if type(value) is tuple and type(value[0]) is int and type(value[-1]) is int:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
     try:
         if isinstance(value, Iterable):

@@ -86,6 +86,50 @@ def _apply_named_padding(
     return input, (total[0] // 2, total[1] // 2)
 
 
+def _check_shapes(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> None:
+    """Refuses, for shape inference, what csrc/bindings/conv2d_args.cpp refuses."""
+
+    def expect(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"conv2d: expected {what}")
+
+    for tensor in (weight, bias):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"conv2d: expected all tensors on the input's device {input.device}, "
+                f"got {tensor.device}"
+            )
+    sizes = f"got input {list(input.shape)} and weight {list(weight.shape)}"
+    expect(input.dim() in (3, 4), f"input of shape [N, C, H, W] or [C, H, W], {sizes}")
+    expect(weight.dim() == 4, f"weight of shape [out, in/groups, kh, kw], {sizes}")
+    for name, pair, least in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        expect(len(pair) in (1, 2), f"{name} of one or two integers, got {pair}")
+        expect(min(pair) >= least, f"{name} of at least {least}, got {pair}")
+    channels, height, width = input.shape[-3:]
+    out, group_in, kernel_height, kernel_width = weight.shape
+    expect(groups >= 1, f"groups of at least 1, got {groups}")
+    expect(out % groups == 0, f"groups to divide the output channels, got groups {groups}, {sizes}")
+    expect(channels == group_in * groups, f"in/groups times groups input channels, {sizes}")
+    expect(kernel_height > 0 and kernel_width > 0, f"a kernel of at least 1 x 1, {sizes}")
+    for size, kernel, d in ((height, kernel_height, 0), (width, kernel_width, -1)):
+        expect(
+            dilation[d] * (kernel - 1) + 1 <= size + 2 * padding[d],
+            f"a kernel no larger than the padded input, {sizes}",
+        )
+
+
 @torch.library.register_fake("fastconv::conv2d")
 def _conv2d_fake(
     input: Tensor,
@@ -96,6 +140,7 @@ def _conv2d_fake(
     dilation: list[int] = (1, 1),  # type: ignore[assignment]
     groups: int = 1,
 ) -> Tensor:
+    _check_shapes(input, weight, bias, stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     size = [
         (batched.shape[i] + 2 * padding[d] - dilation[d] * (weight.shape[i] - 1) - 1) // stride[d]

@@ -57,56 +57,53 @@ GatherConv forward_gather(const Conv2dForward& call) {
   return conv;
 }
 
-// The gather that computes the inputs of one stride phase; false when the phase holds no inputs.
-// A phase that no tap reaches gives a gather without taps.
-bool phase_gather(const Conv2dGradInput& call, int64_t phase_row, int64_t phase_column,
-                  GatherConv* conv) {
+// The gather that computes the inputs of one stride phase; without taps when none reaches it.
+GatherConv phase_gather(const Conv2dGradInput& call, int64_t phase_row, int64_t phase_column) {
   const Conv2dShape& s = call.shape;
   const Strides4& gi = call.grad_input_strides;
-  const Phase rows = input_phase(phase_row, s.stride_height, s.padding_height, s.in_height);
-  const Phase columns = input_phase(phase_column, s.stride_width, s.padding_width, s.in_width);
-  if (rows.count == 0 || columns.count == 0) return false;
-  *conv = {};
-  conv->batch = s.batch;
-  conv->groups = s.groups;
-  conv->in_channels = s.group_out_channels();
-  conv->in_height = s.out_height;
-  conv->in_width = s.out_width;
-  conv->input = call.grad_output;
-  conv->input_strides = call.grad_output_strides;
-  conv->out_channels = s.group_in_channels();
-  conv->grid_height = rows.count;
-  conv->grid_width = columns.count;
-  conv->output = call.grad_input + rows.first * gi.row + columns.first * gi.column;
-  conv->output_strides = {gi.batch, gi.channel, gi.row * s.stride_height,
-                          gi.column * s.stride_width};
-  conv->step_height = 1;
-  conv->step_width = 1;
-  conv->weight = call.weight;
-  conv->weight_group = s.group_out_channels() * s.group_in_channels() * s.taps();
-  conv->weight_out = s.taps();
-  conv->weight_in = s.group_in_channels() * s.taps();
-  conv->weight_taps = s.taps();
+  const Phase rows = input_phase(phase_row, s.stride_height, s.in_height);
+  const Phase columns = input_phase(phase_column, s.stride_width, s.in_width);
+  GatherConv conv{};
+  conv.batch = s.batch;
+  conv.groups = s.groups;
+  conv.in_channels = s.group_out_channels();
+  conv.in_height = s.out_height;
+  conv.in_width = s.out_width;
+  conv.input = call.grad_output;
+  conv.input_strides = call.grad_output_strides;
+  conv.out_channels = s.group_in_channels();
+  conv.grid_height = rows.count;
+  conv.grid_width = columns.count;
+  conv.output = call.grad_input + rows.first * gi.row + columns.first * gi.column;
+  conv.output_strides = {gi.batch, gi.channel, gi.row * s.stride_height,
+                         gi.column * s.stride_width};
+  conv.step_height = 1;
+  conv.step_width = 1;
+  conv.weight = call.weight;
+  conv.weight_group = s.group_out_channels() * s.group_in_channels() * s.taps();
+  conv.weight_out = s.taps();
+  conv.weight_in = s.group_in_channels() * s.taps();
+  conv.weight_taps = s.taps();
   for (const PhaseTap& r : phase_taps(rows.first, s.stride_height, s.padding_height,
                                       s.dilation_height, s.kernel_height)) {
-    conv->tap_rows.push_back(r.offset);
-    conv->weight_rows.push_back(r.kernel_index * s.kernel_width);
+    conv.tap_rows.push_back(r.offset);
+    conv.weight_rows.push_back(r.kernel_index * s.kernel_width);
   }
   for (const PhaseTap& q : phase_taps(columns.first, s.stride_width, s.padding_width,
                                       s.dilation_width, s.kernel_width)) {
-    conv->tap_columns.push_back(q.offset);
-    conv->weight_columns.push_back(q.kernel_index);
+    conv.tap_columns.push_back(q.offset);
+    conv.weight_columns.push_back(q.kernel_index);
   }
-  return true;
+  return conv;
 }
 
 // Calls visit(conv) for every stride phase that holds inputs.
 template <typename Visit>
 void for_each_phase(const Conv2dGradInput& call, const Visit& visit) {
-  GatherConv conv;
-  for (int64_t row = 0; row < call.shape.stride_height; ++row)
-    for (int64_t column = 0; column < call.shape.stride_width; ++column)
-      if (phase_gather(call, row, column, &conv)) visit(conv);
+  const Conv2dShape& s = call.shape;
+  for (int64_t row = 0; row < phase_count(s.stride_height, s.in_height); ++row)
+    for (int64_t column = 0; column < phase_count(s.stride_width, s.in_width); ++column)
+      visit(phase_gather(call, row, column));
 }
 
 }  // namespace

@@ -22,6 +22,8 @@ constexpr int64_t kMaxDepth = 512;
 // Weights beyond this many floats leave L2, and channel_vectors reads them once per tile.
 constexpr int64_t kMaxChannelVectorWeights = 160 * 1024;
 
+constexpr int64_t kMaxStripStep = 4;
+
 // The estimates below count cycles per vector of pixels, kernel tap and input channel, on a core
 // that starts two multiply-adds a cycle. The constants were fitted to single-thread timings of the
 // shapes in benchmarks/shapes; they only have to rank the algorithms.
@@ -104,6 +106,8 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   const Costs costs = estimate_costs(conv, lanes);
   plan->algorithm = GatherAlgorithm::kPanel;
   double best = costs.multiply + costs.pack;
+  // A copied strip holds all columns between the taps: with a wide stride most would go unused.
+  if (conv.step_width > kMaxStripStep || conv.step_height > kMaxStripStep) return;
   const double pixel_vectors = pixel_vector_cost(conv, costs);
   if (pixel_vectors < best) {
     best = pixel_vectors;

@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/checked.h"
-
 namespace fastconv::cpu {
 
 // The inputs of one phase along one dimension: positions first, first + stride, ...
@@ -22,9 +20,13 @@ struct PhaseTap {
   int64_t offset;
 };
 
-inline Phase input_phase(int64_t phase, int64_t stride, int64_t padding, int64_t size) {
-  const int64_t first = ((phase - padding) % stride + stride) % stride;
-  return {first, first >= size ? 0 : ceil_div(size - first, stride)};
+// Phases that hold inputs; phase p starts with input p.
+inline int64_t phase_count(int64_t stride, int64_t size) {
+  return stride < size ? stride : size;
+}
+
+inline Phase input_phase(int64_t phase, int64_t stride, int64_t size) {
+  return {phase, (size - phase - 1) / stride + 1};
 }
 
 inline std::vector<PhaseTap> phase_taps(int64_t first, int64_t stride, int64_t padding,

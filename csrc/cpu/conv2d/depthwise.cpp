@@ -89,8 +89,8 @@ struct PhaseGather {
 
 PhaseGather phase_gather(const Conv2dShape& s, int64_t phase_row, int64_t phase_column) {
   PhaseGather gather{};
-  gather.rows = input_phase(phase_row, s.stride_height, s.padding_height, s.in_height);
-  gather.columns = input_phase(phase_column, s.stride_width, s.padding_width, s.in_width);
+  gather.rows = input_phase(phase_row, s.stride_height, s.in_height);
+  gather.columns = input_phase(phase_column, s.stride_width, s.in_width);
   const auto row_taps = phase_taps(gather.rows.first, s.stride_height, s.padding_height,
                                    s.dilation_height, s.kernel_height);
   const auto column_taps = phase_taps(gather.columns.first, s.stride_width, s.padding_width,
@@ -123,11 +123,12 @@ class GradInputPlane {
     const float* grad_output = call_.grad_output + n * go.batch + c * go.channel;
     float* grad_input = call_.grad_input + n * gi.batch + c * gi.channel;
     const float* weight = call_.weight + c * s_.taps();
-    for (size_t g = 0; g < gathers_.size(); g += s_.stride_width) {
+    const int64_t column_phases = phase_count(s_.stride_width, s_.in_width);
+    for (size_t g = 0; g < gathers_.size(); g += column_phases) {
       const Phase rows = gathers_[g].rows;
       float* target = grad_input + rows.first * gi.row;
       const int64_t target_row = s_.stride_height * gi.row;
-      if (s_.stride_width == 1) {
+      if (column_phases == 1) {
         run_phase(gathers_[g], grad_output, weight, target, target_row);
         continue;
       }
@@ -152,7 +153,6 @@ class GradInputPlane {
 
   void run_phase(const PhaseGather& gather, const float* grad_output, const float* weight,
                  float* target, int64_t target_row) const {
-    if (gather.rows.count == 0 || gather.columns.count == 0) return;
     if (gather.weight_index.empty()) {
       for (int64_t i = 0; i < gather.rows.count; ++i)
         std::fill_n(target + i * target_row, gather.columns.count, 0.0f);
@@ -184,7 +184,6 @@ void grad_input_images(const Conv2dPlan& plan, const Conv2dGradInput& call,
   const Conv2dShape& s = call.shape;
   const Strides4 &gi = call.grad_input_strides, &go = call.grad_output_strides;
   for (const PhaseGather& gather : gathers) {
-    if (gather.rows.count == 0 || gather.columns.count == 0) continue;
     for (size_t t = 0; t < gather.weight_index.size(); ++t)
       for (int64_t c = 0; c < s.groups; ++c)
         packed[t * s.groups + c] = call.weight[c * s.taps() + gather.weight_index[t]];
@@ -342,8 +341,8 @@ void depthwise_forward(const Conv2dPlan& plan, const Conv2dForward& call, float*
 void depthwise_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, float* scratch) {
   const Conv2dShape& s = call.shape;
   std::vector<PhaseGather> gathers;
-  for (int64_t row = 0; row < s.stride_height; ++row)
-    for (int64_t column = 0; column < s.stride_width; ++column)
+  for (int64_t row = 0; row < phase_count(s.stride_height, s.in_height); ++row)
+    for (int64_t column = 0; column < phase_count(s.stride_width, s.in_width); ++column)
       gathers.push_back(phase_gather(s, row, column));
   if (!is_planar(call.grad_output_strides) || !is_planar(call.grad_input_strides) ||
       s.stride_width > 2) {

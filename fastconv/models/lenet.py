@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""LeNet-5, the convolutional network of LeCun, Bottou, Bengio and Haffner (1998)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn as torch_nn
+
+from fastconv import nn as fast_nn
+
+_ACTIVATIONS: dict[str, Callable[[], torch_nn.Module]] = {
+    "relu": torch_nn.ReLU,
+    "tanh": torch_nn.Tanh,
+    "sigmoid": torch_nn.Sigmoid,
+    "leaky_relu": torch_nn.LeakyReLU,
+}
+_BACKENDS = {"fastconv": fast_nn, "torch": torch_nn}
+
+ACTIVATIONS = tuple(_ACTIVATIONS)
+POOLS = ("max", "avg")
+BACKENDS = tuple(_BACKENDS)
+IMAGE_SIZE = 28
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"LeNet5: expected {name} one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"LeNet5: expected {name} a positive integer, got {value!r}")
+
+
+class LeNet5(torch_nn.Module):
+    """LeNet-5 for 28x28 images.
+
+    ``conv1`` (6 maps, 5x5, padding 2), 2x2 pooling, ``conv2`` (16 maps, 5x5), 2x2 pooling, then
+    ``fc1`` (400 to 120), ``fc2`` (120 to 84) and ``fc3`` (84 to ``num_classes``). With ten classes
+    and one input channel it has 61,706 parameters. ``activation="tanh", pool="avg"`` is the closest
+    to the network of the paper; the default (ReLU, max pooling) trains faster.
+
+    Both backends have the same ``state_dict`` keys, and the same seed gives the same initial
+    weights.
+
+    Args:
+        num_classes: number of output scores, at least 1.
+        in_channels: channels of the input images, at least 1.
+        activation: ``"relu"``, ``"tanh"``, ``"sigmoid"`` or ``"leaky_relu"`` (slope 0.01).
+        pool: ``"max"`` or ``"avg"``, window 2x2, stride 2.
+        dropout: probability of zeroing an output of ``fc1`` and ``fc2`` in training, in [0, 1).
+        backend: ``"fastconv"`` for fastconv's layers, ``"torch"`` for the stock ones.
+
+    Shapes:
+        input ``[N, in_channels, 28, 28]`` (or ``[in_channels, 28, 28]``), output scores before the
+        softmax ``[N, num_classes]`` (or ``[num_classes]``).
+
+    Raises:
+        ValueError: for an argument outside the ranges above, or an input of another shape.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        activation: str = "relu",
+        pool: str = "max",
+        dropout: float = 0.0,
+        backend: str = "fastconv",
+    ) -> None:
+        _check_count("num_classes", num_classes)
+        _check_count("in_channels", in_channels)
+        _check_choice("activation", activation, ACTIVATIONS)
+        _check_choice("pool", pool, POOLS)
+        _check_choice("backend", backend, BACKENDS)
+        if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+            raise ValueError(f"LeNet5: expected dropout in [0, 1), got {dropout!r}")
+        super().__init__()
+        layers = _BACKENDS[backend]
+        pool_type = layers.MaxPool2d if pool == "max" else layers.AvgPool2d
+        activation_type = _ACTIVATIONS[activation]
+        self.in_channels = in_channels
+        self.conv1 = layers.Conv2d(in_channels, 6, 5, padding=2)
+        self.act1 = activation_type()
+        self.pool1 = pool_type(2)
+        self.conv2 = layers.Conv2d(6, 16, 5)
+        self.act2 = activation_type()
+        self.pool2 = pool_type(2)
+        self.fc1 = torch_nn.Linear(400, 120)
+        self.act3 = activation_type()
+        self.drop1 = torch_nn.Dropout(dropout)
+        self.fc2 = torch_nn.Linear(120, 84)
+        self.act4 = activation_type()
+        self.drop2 = torch_nn.Dropout(dropout)
+        self.fc3 = torch_nn.Linear(84, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the class scores of a batch of images; shapes as in the class description."""
+        if x.dim() not in (3, 4) or x.shape[-3:] != (self.in_channels, IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(
+                f"LeNet5: expected input of shape [N, {self.in_channels}, {IMAGE_SIZE}, "
+                f"{IMAGE_SIZE}], got {list(x.shape)}"
+            )
+        x = self.pool1(self.act1(self.conv1(x)))
+        x = self.pool2(self.act2(self.conv2(x)))
+        x = torch.flatten(x, -3)
+        x = self.drop1(self.act3(self.fc1(x)))
+        x = self.drop2(self.act4(self.fc2(x)))
+        scores: torch.Tensor = self.fc3(x)
+        return scores

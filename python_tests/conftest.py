@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""State that tests may change, and that must not leak from one test into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fastconv
+from fastconv import runtime
+
+
+def pytest_report_header() -> str:
+    isas = ", ".join(runtime.available_isas())
+    return f"fastconv {fastconv.__version__}, torch {torch.__version__}, instruction sets: {isas}"
+
+
+@pytest.fixture(autouse=True)
+def _restore_global_state() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    runtime.force_cpu_isa(None)  # whatever FASTCONV_ISA says: tests choose for themselves
+    torch.manual_seed(0)
+    yield
+    runtime.force_cpu_isa(None)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=runtime.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set this machine can run, forced for the length of the test."""
+    with runtime.force_cpu_isa(request.param):
+        yield request.param
