@@ -53,7 +53,7 @@ CPP_RULES = [
     # What those files include: no vectors by name, so that each works for every instruction set.
     Rule(
         r"cpu/(?P<op>\w+)/\w+(_ukernels|_impl|_window)\.h",
-        r"cpu/{op}/\w+\.h|cpu/runtime/isa\.h|common/.+",
+        r"cpu/{op}/\w+\.h|cpu/gemm/gemm\.h|cpu/runtime/isa\.h|common/.+",
         PLAIN_STD,
     ),
     Rule(r"cpu/gemm/.+", r"cpu/gemm/\w+(?<!_impl)\.h|cpu/runtime/isa\.h|common/.+", PLAIN_STD),
@@ -68,7 +68,7 @@ CPP_RULES = [
     Rule(
         r"bindings/.+",
         r"(bindings|common|cpu/runtime)/.+|(cpu|cuda)/(?P<dir>(?!gemm)\w+)/(?P=dir)(_reference)?\.h",
-        rf"{STD}|{TORCH}",
+        rf"{STD}|{TORCH}|sys/mman\.h",
     ),
     Rule(r"tests/.+", r"\w+\.h|(common|cpu|cuda)/.+", r"[a-z_]+"),
 ]

@@ -5,6 +5,7 @@
 
 #include "bindings/conv2d_args.h"
 #include "bindings/ops.h"
+#include "bindings/outputs.h"
 #include "bindings/scratch.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/conv2d_reference.h"
@@ -23,8 +24,8 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
   if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0)
     return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation,
                       options.groups);
-  Tensor output = at::empty({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
-                            input.options(), conv2d_memory_format(input, weight));
+  Tensor output = empty_output({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
+                               input.options(), conv2d_memory_format(input, weight));
   if (output.numel() == 0) return output;
   const Tensor x = readable(input);
   const Tensor w = weight.contiguous();
@@ -52,7 +53,7 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
 Tensor grad_input_4d(const Conv2dShape& shape, const Tensor& grad_output, const Tensor& input,
                      const Tensor& weight) {
   Tensor grad_input =
-      at::empty(input.sizes(), input.options(), conv2d_memory_format(input, weight));
+      empty_output(input.sizes(), input.options(), conv2d_memory_format(input, weight));
   if (grad_input.numel() == 0) return grad_input;
   const Tensor w = weight.contiguous();
   if (input.scalar_type() == at::kDouble) {

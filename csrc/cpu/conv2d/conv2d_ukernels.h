@@ -57,7 +57,7 @@ inline constexpr int64_t kMaxDirectVectors = 4;
 // A register tile that reads its input vectors in place:
 //   c[v][i * c_pitch + lane] (+)= sum_k a[k * rows + i] * b[v][offsets[k] + lane]
 // Whole vectors of b are read; only the first lanes[v] of c are written. Long reductions are cut
-// into partial sums, see gemm.h. depth is at least 1.
+// into partial sums, see common/summation.h. depth is at least 1.
 struct DirectTile {
   int64_t depth;
   const float* a;
@@ -83,7 +83,7 @@ inline constexpr int kMaxChannelLines = 5;
 // rows of `columns` neighbouring pixels each, every input element broadcast from where it lies.
 //   c[l][j * c_pixel + o] = bias[o] + sum_k lines[l][offsets[k] + j] * b[k * b_pitch + o]
 // Whole vectors of b are read; only the first `channels` of c are written. Long reductions are cut
-// into partial sums, see gemm.h.
+// into partial sums, see common/summation.h.
 struct ChannelTile {
   int64_t depth;
   const int64_t* offsets;  // [depth]

@@ -6,11 +6,12 @@
 #include <cstdint>
 #include <utility>
 
+#include "common/summation.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
-#include "cpu/gemm/gemm.h"
 
 namespace {
 
+using fastconv::kMaxTerms;
 using fastconv::cpu::BlockCopy;
 using fastconv::cpu::ChannelFamily;
 using fastconv::cpu::ChannelTile;
@@ -21,7 +22,6 @@ using fastconv::cpu::DirectTileFn;
 using fastconv::cpu::DotFamily;
 using fastconv::cpu::DotTile;
 using fastconv::cpu::DotTileFn;
-using fastconv::cpu::kMaxTerms;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PixelRun;
 using fastconv::cpu::WeightFamily;

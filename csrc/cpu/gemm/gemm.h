@@ -6,8 +6,9 @@
 // B is always read in whole vectors; A one broadcast element at a time. Two ways to hold A:
 //   packed   a[k * rows + i]                 weights, packed once per call
 //   panel    a[i * kPanelPitch + k]          rows of an im2col panel, read along the pixels
-// The accumulators of a tile stay in registers for kMaxTerms terms and are then added to C: partial
-// sums keep the rounding error of a long reduction near that of a short one.
+// The accumulators of a tile stay in registers for kMaxTerms (common/summation.h) terms and are
+// then added to C: partial sums keep the rounding error of a long reduction near that of a short
+// one.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +21,6 @@ namespace fastconv::cpu {
 // row addresses fold into displacements; 16 more than a power of two, so that the rows of a tile
 // do not compete for the same L1 sets.
 inline constexpr int64_t kPanelPitch = 256 + 16;
-
-// Longest run of additions into one register. 64 keeps the error below torch's at 2-4 % of the
-// time; one run over a 512-channel layer was 3x above the parity rule.
-inline constexpr int64_t kMaxTerms = 64;
 
 // One call of a microkernel. Pointers need no alignment. C must not overlap A or B.
 struct GemmTile {

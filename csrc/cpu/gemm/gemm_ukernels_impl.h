@@ -8,14 +8,15 @@
 #include <cstdint>
 #include <utility>
 
+#include "common/summation.h"
 #include "cpu/gemm/gemm.h"
 
 namespace {
 
+using fastconv::kMaxTerms;
 using fastconv::cpu::GemmFamily;
 using fastconv::cpu::GemmTile;
 using fastconv::cpu::GemmTileFn;
-using fastconv::cpu::kMaxTerms;
 using fastconv::cpu::kPanelPitch;
 
 enum class AForm { kPacked, kPanel };
