@@ -45,9 +45,7 @@ class ConvShape:
     def forward_flops(self, batch: int) -> float:
         size = [
             (n + 2 * p - self.dilation * (k - 1) - 1) // self.stride + 1
-            for n, p, k in zip(
-                (self.height, self.width), self.padding, self.kernel, strict=True
-            )
+            for n, p, k in zip((self.height, self.width), self.padding, self.kernel, strict=True)
         ]
         taps = self.kernel[0] * self.kernel[1]
         per_pixel = self.out_channels * self.in_channels // self.groups * taps
@@ -115,7 +113,7 @@ class Side:
 
 
 def verify(ours: Side, theirs: Side) -> float:
-    """Largest error of ours over the float64 result, in units of its rms; raises when above 1e-4."""
+    """Largest error of ours against float64, in units of its rms; raises when above 1e-4."""
     exact = torch.nn.functional.conv2d
     x, w, b = (t.detach().double().requires_grad_(t.requires_grad)
                for t in (ours.input, ours.weight, ours.bias))  # fmt: skip

@@ -17,7 +17,7 @@ def _minor(version: str) -> str:
 
 
 def check_torch(built: str, running: str) -> None:
-    """Raises ImportError, in one line, when the two torch versions differ in their minor release."""
+    """Raises ImportError, in one line, when the two torch versions differ in their minor."""
     if _minor(built) != _minor(running):
         raise ImportError(
             f"fastconv was built for torch {_minor(built)} but torch {running} is installed; "

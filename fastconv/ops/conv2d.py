@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastconv.ops.arguments import as_integers
 
-_Pair = int | tuple[int, int]
+_Pair = int | tuple[int, ...] | list[int]
 _conv2d = torch.ops.fastconv.conv2d.default
 
 
