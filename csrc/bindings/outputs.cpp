@@ -12,7 +12,7 @@ namespace fastconv::bindings {
 namespace {
 
 // Smaller blocks come from the allocator's warm heap.
-constexpr int64_t kAdviseBytes = int64_t{8} << 20;
+constexpr int64_t kAdviseBytes = int64_t{4} << 20;
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)

@@ -57,7 +57,9 @@ void avg_pool2d_forward(const AvgPool2dForward<double>& call) {
 template <>
 void avg_pool2d_forward(const AvgPool2dForward<float>& original) {
   AvgPool2dForward<float> call = original;
-  call.shape = collapse_global(call.shape, call.channels_last, call.input_strides.row);
+  if (folds_to_rows(call.shape, call.channels_last, call.input_strides) &&
+      call.output_strides.channel == 1)
+    call.shape = folded_to_rows(call.shape);
   const Pool2dShape& s = call.shape;
   if (!fits_vector_kernels(s)) {
     record_kernel(KernelId::kAvgPool2dForward, "reference", Isa::kScalar);
@@ -85,7 +87,9 @@ void avg_pool2d_backward(const AvgPool2dBackward<double>& call, float* /*scratch
 template <>
 void avg_pool2d_backward(const AvgPool2dBackward<float>& original, float* scratch) {
   AvgPool2dBackward<float> call = original;
-  call.shape = collapse_global(call.shape, call.channels_last, call.grad_input_strides.row);
+  if (folds_to_rows(call.shape, call.channels_last, call.grad_input_strides) &&
+      call.grad_output_strides.channel == 1)
+    call.shape = folded_to_rows(call.shape);
   const Pool2dShape& s = call.shape;
   if (!fits_vector_kernels(s)) {
     record_kernel(KernelId::kAvgPool2dBackward, "reference", Isa::kScalar);

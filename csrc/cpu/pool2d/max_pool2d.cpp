@@ -25,7 +25,9 @@ void max_pool2d_forward(const MaxPool2dForward<double>& call) {
 template <>
 void max_pool2d_forward(const MaxPool2dForward<float>& original) {
   MaxPool2dForward<float> call = original;
-  call.shape = collapse_global(call.shape, call.channels_last, call.input_strides.row);
+  if (folds_to_rows(call.shape, call.channels_last, call.input_strides) &&
+      call.output_strides.channel == 1)
+    call.shape = folded_to_rows(call.shape);
   const Pool2dShape& s = call.shape;
   if (!fits_vector_kernels(s)) {
     record_kernel(KernelId::kMaxPool2dForward, "reference", Isa::kScalar);
@@ -49,7 +51,9 @@ void max_pool2d_backward(const MaxPool2dBackward<double>& call) {
 template <>
 void max_pool2d_backward(const MaxPool2dBackward<float>& original) {
   MaxPool2dBackward<float> call = original;
-  call.shape = collapse_global(call.shape, call.channels_last, call.grad_input_strides.row);
+  if (folds_to_rows(call.shape, call.channels_last, call.grad_input_strides) &&
+      call.grad_output_strides.channel == 1 && call.offset_strides.channel == 1)
+    call.shape = folded_to_rows(call.shape);
   const Pool2dShape& s = call.shape;
   if (!fits_vector_kernels(s)) {
     record_kernel(KernelId::kMaxPool2dBackward, "reference", Isa::kScalar);

@@ -14,7 +14,7 @@
 namespace {
 
 // How the columns p[0], p[step], ... of a tap reach the lanes.
-enum class Columns { kNext, kEvery2nd, kPicked, kGathered };
+enum class Columns { kNext, kEvery2nd, kEvery3rd, kEvery4th, kGathered };
 
 constexpr int64_t kMaxPickedStep = 4;  // steps whose lanes lie in 4 * kLanes columns
 
@@ -63,34 +63,48 @@ inline void pool_any_vector(const Pool& pool, const OutputVector<Pool>& v) {
   pool.store(state, v.row, v.columns, v.element, v.count);
 }
 
-// Steps 3 and 4. `step` neighbouring taps of all lanes lie in the same 4 * kLanes columns (with
-// dilation, one tap does): they are loaded once, and each tap picks its lanes. picks[t] is the
-// place of tap t of a group.
-template <class Pool>
+// Steps 3 and 4. Step neighbouring taps of all lanes lie in the same Step * kLanes columns: they
+// are loaded once, and each tap picks its lanes. picks[t] is the place of tap t of such a group.
+template <int Step, class Pool>
+[[gnu::always_inline]] inline void add_picked(const Pool& pool, typename Pool::State& state,
+                                              const float* p, const Simd::Mask inside[Step],
+                                              const Simd::Ints picks[Step], int64_t taps,
+                                              int64_t first_tap) {
+  Simd::Reg parts[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v)
+    parts[v] =
+        v < Step ? Simd::load_masked_or(p + v * kLanes, inside[v], Pool::fill()) : Pool::fill();
+#pragma GCC unroll 4
+  for (int t = 0; t < Step; ++t)
+    if (t < taps) pool.add(state, Simd::pick(parts, picks[t]), first_tap + t);
+}
+
+template <int Step>
+inline void find_inside(int64_t column, int64_t width, Simd::Mask inside[Step]) {
+  for (int v = 0; v < Step; ++v) inside[v] = lanes_in(column + v * kLanes, width);
+}
+
+template <int Step, class Pool>
 inline void pool_picked_vector(const Pool& pool, const OutputVector<Pool>& v,
-                               const Simd::Ints picks[kMaxPickedStep]) {
+                               const Simd::Ints picks[Step]) {
   const Pool2dShape& s = pool.call.shape;
   const int64_t pitch = s.dilation_height * pool.call.input_strides.row;
-  const int64_t group = s.dilation_width == 1 ? s.stride_width : 1;
-  const Simd::Reg fill = Pool::fill();
   typename Pool::State state = pool.start(v.row, v.columns);
-  Simd::Mask inside[4];
-  const auto find_inside = [&](int64_t shift) {
-    for (int64_t p = 0; p < 4; ++p) inside[p] = lanes_in(v.column + shift + p * kLanes, s.in_width);
-  };
-  const bool one_group = s.kernel_width <= group;
-  if (one_group) find_inside(0);
-  for (int64_t r = v.rows.begin; r < v.rows.end; ++r) {
-    for (int64_t q = 0; q < s.kernel_width; q += group) {
-      const int64_t shift = q * s.dilation_width;
-      if (!one_group) find_inside(shift);
-      Simd::Reg parts[4];
-#pragma GCC unroll 4
-      for (int64_t p = 0; p < 4; ++p)
-        parts[p] = Simd::load_masked_or(v.first + r * pitch + shift + p * kLanes, inside[p], fill);
-      const int64_t taps = min_of(group, s.kernel_width - q);
-      for (int64_t t = 0; t < taps; ++t)
-        pool.add(state, Simd::pick(parts, picks[t]), r * s.kernel_width + q + t);
+  Simd::Mask inside[Step];
+  if (s.kernel_width == Step && s.dilation_width == 1) {
+    find_inside<Step>(v.column, s.in_width, inside);
+    for (int64_t r = v.rows.begin; r < v.rows.end; ++r)
+      add_picked<Step>(pool, state, v.first + r * pitch, inside, picks, Step, r * Step);
+  } else {
+    const int64_t group = s.dilation_width == 1 ? Step : 1;
+    for (int64_t r = v.rows.begin; r < v.rows.end; ++r) {
+      for (int64_t q = 0; q < s.kernel_width; q += group) {
+        const int64_t shift = q * s.dilation_width;
+        find_inside<Step>(v.column + shift, s.in_width, inside);
+        add_picked<Step>(pool, state, v.first + r * pitch + shift, inside, picks,
+                         min_of(group, s.kernel_width - q), r * s.kernel_width + q);
+      }
     }
   }
   pool.store(state, v.row, v.columns, v.element, v.count);
@@ -103,11 +117,11 @@ void pool_any_rows(const Pool& pool, RowRange range) {
                         (Kind == Columns::kNext       ? kLanes
                          : Kind == Columns::kEvery2nd ? 2 * kLanes
                                                       : (kLanes - 1) * s.stride_width + 1);
+  constexpr int kPickedStep = Kind == Columns::kEvery3rd ? 3 : Kind == Columns::kEvery4th ? 4 : 0;
   Simd::Ints picks[kMaxPickedStep];
-  for (int64_t t = 0; Kind == Columns::kPicked && t < kMaxPickedStep; ++t) {
+  for (int64_t t = 0; t < kPickedStep; ++t) {
     int32_t positions[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l)
-      positions[l] = static_cast<int32_t>(l * s.stride_width + min_of(t, s.stride_width - 1));
+    for (int64_t l = 0; l < kLanes; ++l) positions[l] = static_cast<int32_t>(l * kPickedStep + t);
     picks[t] = Simd::load_ints(positions);
   }
   // Edges cut the first and the last vector of a row, rarely another one.
@@ -134,8 +148,8 @@ void pool_any_rows(const Pool& pool, RowRange range) {
                                                   : pool.columns(j),
                                       element + j,
                                       count};
-      if constexpr (Kind == Columns::kPicked) {
-        pool_picked_vector(pool, vector, picks);
+      if constexpr (kPickedStep > 0) {
+        pool_picked_vector<kPickedStep>(pool, vector, picks);
       } else if (inside) {
         pool_any_vector<Kind, false>(pool, vector);
       } else {
@@ -201,7 +215,8 @@ void pool_any(const Pool& pool, RowRange range) {
   const int64_t step = pool.call.shape.stride_width;
   if (step == 1) return pool_any_rows<Columns::kNext>(pool, range);
   if (step == 2) return pool_any_rows<Columns::kEvery2nd>(pool, range);
-  if (step <= kMaxPickedStep) return pool_any_rows<Columns::kPicked>(pool, range);
+  if (step == 3) return pool_any_rows<Columns::kEvery3rd>(pool, range);
+  if (step == 4) return pool_any_rows<Columns::kEvery4th>(pool, range);
   pool_any_rows<Columns::kGathered>(pool, range);
 }
 

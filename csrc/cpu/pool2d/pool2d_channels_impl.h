@@ -121,11 +121,51 @@ inline void grad_pixel(const Grad& grad, int64_t n, int64_t c, const TapWindows&
     store_lanes(target + v * kLanes, grad.finish(sum[v]), Vectors == 1 ? last : kLanes);
 }
 
+// Windows that do not overlap: each gives its channels to its taps in turn, and inputs of no window
+// become zero.
+template <class Grad>
+void grad_separate_channels(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const Strides4& gi = grad.call.grad_input_strides;
+  for (int64_t flat = range.begin; flat < range.end; ++flat) {
+    const int64_t n = flat / s.in_height;
+    const int64_t y = flat % s.in_height;
+    const int64_t i = (y + s.padding_height) / s.stride_height;
+    const int64_t r = (y + s.padding_height) % s.stride_height;
+    const int64_t windows = i < s.out_height && r < s.kernel_height ? s.out_width : 0;
+    float* row = grad.call.grad_input + n * gi.batch + y * gi.row;
+    const auto fill_zero = [&](int64_t begin, int64_t end) {
+      for (int64_t x = begin; x < end; ++x)
+        for (int64_t c = 0; c < s.channels; c += kLanes)
+          store_lanes(row + x * gi.column + c, Simd::zero(), min_of(kLanes, s.channels - c));
+    };
+    int64_t x = 0;
+    for (int64_t j = 0; j < windows && x < s.in_width; ++j) {
+      const int64_t origin = j * s.stride_width - s.padding_width;
+      const int64_t end = min_of(origin + s.kernel_width, s.in_width);
+      const auto source = grad.source(n, 0, i, j);
+      for (int64_t c = 0; c < s.channels; c += kLanes) {
+        const int64_t count = min_of(kLanes, s.channels - c);
+        const auto window = grad.windows(grad.advance(source, c), count);
+        for (int64_t at = x; at < end; ++at)
+          store_lanes(row + at * gi.column + c, grad.give(window, grad.tap(r, at - origin)), count);
+      }
+      const int64_t next = min_of(origin + s.stride_width, s.in_width);
+      fill_zero(end, next);
+      x = next;
+    }
+    fill_zero(x, s.in_width);
+  }
+}
+
 // Every input gathers from the windows that hold it, in row-major order of the windows.
 template <class Grad>
 void grad_channels(const Grad& grad, RowRange range) {
   const Pool2dShape& s = grad.call.shape;
   const Strides4& gi = grad.call.grad_input_strides;
+  if (s.dilation_height == 1 && s.dilation_width == 1 && s.stride_height >= s.kernel_height &&
+      s.stride_width >= s.kernel_width)
+    return grad_separate_channels(grad, range);
   const int64_t extent_height = (s.kernel_height - 1) * s.dilation_height + 1;
   const int64_t extent_width = (s.kernel_width - 1) * s.dilation_width + 1;
   for (int64_t flat = range.begin; flat < range.end; ++flat) {

@@ -32,18 +32,24 @@ inline PoolKernel choose_kernel(const Pool2dShape& s, bool channels_last) {
   return PoolKernel::kGeneral;
 }
 
-// Global pooling of planes whose rows lie one after another is pooling of a single row: the same
-// taps in the same order, without a loop over short rows.
-inline Pool2dShape collapse_global(const Pool2dShape& s, bool channels_last, int64_t row_stride) {
+// Global pooling of dense images is pooling of one row per image, channel after channel: the same
+// taps in the same order, without a loop over short rows. Batches of one keep their rows, which
+// threads can share.
+inline bool folds_to_rows(const Pool2dShape& s, bool channels_last, const Strides4& input) {
   const bool global = s.kernel_height == s.in_height && s.kernel_width == s.in_width &&
                       s.out_height == 1 && s.out_width == 1 && s.padding_height == 0 &&
                       s.padding_width == 0 && s.dilation_height == 1 && s.dilation_width == 1;
-  if (!global || choose_kernel(s, channels_last) != PoolKernel::kGeneral ||
-      row_stride != s.in_width)
-    return s;
+  return global && s.batch > 1 && choose_kernel(s, channels_last) == PoolKernel::kGeneral &&
+         input.row == s.in_width && input.channel == s.in_height * s.in_width &&
+         input.channel <= INT32_MAX / s.channels;
+}
+
+inline Pool2dShape folded_to_rows(const Pool2dShape& s) {
   Pool2dShape row = s;
-  row.in_height = row.kernel_height = row.stride_height = 1;
-  row.in_width = row.kernel_width = row.stride_width = s.in_height * s.in_width;
+  row.channels = row.in_height = row.kernel_height = row.stride_height = 1;
+  row.kernel_width = row.stride_width = s.in_height * s.in_width;
+  row.in_width = s.channels * row.kernel_width;
+  row.out_width = s.channels;
   return row;
 }
 

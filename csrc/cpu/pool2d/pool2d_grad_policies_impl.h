@@ -66,6 +66,10 @@ struct MaxGrad {
     return {Simd::load_masked(s.grad, Simd::mask_first(count)),
             Simd::load_range(s.offset, 0, count)};
   }
+  // Lane l is tap `tap` of window l.
+  Simd::Reg give(const Windows& w, Simd::Ints tap) const {
+    return Simd::select(Simd::equal_int(w.offset, tap), w.grad, Simd::zero());
+  }
   // Lane l is tap taps[l] + first_tap of window index[l], or none where taps[l] is kNoTap.
   Simd::Reg spread(const Windows& w, Simd::Ints index, Simd::Ints taps, int64_t first_tap) const {
     const Simd::Ints tap = Simd::add_int(taps, Simd::set1_int(static_cast<int32_t>(first_tap)));
@@ -108,6 +112,7 @@ struct AvgGrad {
   Windows windows(Source s, int64_t count) const {
     return finish(Simd::load_masked(s, Simd::mask_first(count)));
   }
+  Simd::Reg give(Windows w, Simd::Ints) const { return w; }
   Simd::Reg spread(Windows w, Simd::Ints index, Simd::Ints taps, int64_t) const {
     const Simd::Mask none = Simd::equal_int(taps, Simd::set1_int(kNoTap));
     return Simd::select(none, Simd::zero(), Simd::permute(w, index));
