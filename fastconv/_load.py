@@ -9,7 +9,13 @@ import os
 
 import torch
 
-from fastconv._build import TORCH_VERSION
+try:
+    from fastconv._build import TORCH_VERSION
+except ModuleNotFoundError:
+    raise ImportError(
+        "fastconv: this folder is the source tree, which holds no compiled extension; "
+        "run 'pip install .' in it and start Python from another folder"
+    ) from None
 
 
 def _minor(version: str) -> str:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-# Read by the OpenMP runtime when torch loads it: threads that wait sleep instead of spinning, without
-# which a busy machine runs these many tiny operators several times slower.
+# Read by the OpenMP runtime when torch loads it: waiting threads sleep instead of spinning. With
+# spinning, a busy machine takes several times longer for these thousands of tiny operators.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
@@ -20,6 +20,16 @@ from fastconv import runtime
 def pytest_report_header() -> str:
     isas = ", ".join(runtime.available_isas())
     return f"fastconv {fastconv.__version__}, torch {torch.__version__}, instruction sets: {isas}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _outside_the_source_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that tests start with `python -m fastconv` must find the installed package, not the
+    folder of that name in the checkout, which holds no compiled extension."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True)

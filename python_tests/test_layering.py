@@ -70,7 +70,7 @@ CPP_RULES = [
         r"(bindings|common|cpu/runtime)/.+|(cpu|cuda)/(?P<dir>(?!gemm)\w+)/(?P=dir)(_reference)?\.h",
         rf"{STD}|{TORCH}|sys/mman\.h",
     ),
-    Rule(r"tests/.+", r"\w+\.h|(common|cpu|cuda)/.+", r"[a-z_]+"),
+    Rule(r"tests/.+", r"\w+\.h|(common|cpu|cuda)/.+", r"[a-z_]+|sys/mman\.h|unistd\.h"),
 ]
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"(?P<quoted>[^"]+)"|<(?P<angled>[^>]+)>)', re.MULTILINE)
