@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include "common/checked.h"
 #include "cpu/pool2d/pool2d.h"
 #include "cpu/pool2d/pool2d_dispatch.h"
 #include "cpu/pool2d/pool2d_reference.h"
