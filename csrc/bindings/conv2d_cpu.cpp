@@ -9,6 +9,8 @@
 #include "bindings/scratch.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/conv2d_reference.h"
+#include "cpu/runtime/isa.h"
+#include "cpu/runtime/trace.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -18,12 +20,32 @@ Tensor readable(const Tensor& tensor) {
   return tensor.stride(3) == 1 || tensor.stride(1) == 1 ? tensor : tensor.contiguous();
 }
 
+// Shapes for which torch's operator was measured to be the faster one and therefore serves the
+// call: depthwise convolutions in channels_last and on planes narrower than two vectors. A forced
+// instruction set always means fastconv's kernels.
+bool torch_is_faster(const Conv2dShape& shape, const Tensor& input, const Tensor& weight) {
+  constexpr int64_t kNarrow = 32;
+  const bool depthwise =
+      shape.groups > 1 && shape.groups == shape.in_channels && shape.groups == shape.out_channels;
+  const bool channels_last = conv2d_memory_format(input, weight) == at::MemoryFormat::ChannelsLast;
+  return depthwise && !cpu::isa_is_forced() && (channels_last || shape.out_width < kNarrow);
+}
+
+bool serve_with_torch(const Conv2dShape& shape, const Tensor& input, const Tensor& weight) {
+  return runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0 ||
+         (input.scalar_type() == at::kFloat && torch_is_faster(shape, input, weight));
+}
+
+constexpr const char* kTorch = "torch";  // the algorithm's name in the record of what ran
+
 Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
                   const Conv2dOptions& options) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, bias, options);
-  if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0)
+  if (serve_with_torch(shape, input, weight)) {
+    cpu::record_kernel(cpu::KernelId::kConv2dForward, kTorch, cpu::active_isa());
     return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation,
                       options.groups);
+  }
   Tensor output = empty_output({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
                                input.options(), conv2d_memory_format(input, weight));
   if (output.numel() == 0) return output;
@@ -109,7 +131,11 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
 Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                     const Conv2dOptions& options, std::array<bool, 3> output_mask) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, Tensor(), options);
-  if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0) {
+  if (serve_with_torch(shape, input, weight)) {
+    if (output_mask[0])
+      cpu::record_kernel(cpu::KernelId::kConv2dGradInput, kTorch, cpu::active_isa());
+    if (output_mask[1])
+      cpu::record_kernel(cpu::KernelId::kConv2dGradWeight, kTorch, cpu::active_isa());
     const int64_t bias_size[] = {shape.out_channels};
     return at::convolution_backward(grad_output, input, weight, at::IntArrayRef(bias_size),
                                     options.stride, options.padding, options.dilation,
@@ -122,7 +148,8 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
                     "conv2d: expected grad_output of shape ", at::IntArrayRef(expected), " and ",
                     input.scalar_type(), ", got ", grad_output.sizes(), " and ",
                     grad_output.scalar_type());
-  const Tensor go = readable(grad_output);
+  // A gradient that arrives in another layout than the output had is brought into that one.
+  const Tensor go = grad_output.contiguous(conv2d_memory_format(input, weight));
   Tensor grad_input, grad_weight, grad_bias;
   if (output_mask[0]) grad_input = grad_input_4d(shape, go, input, weight);
   if (output_mask[1]) {

@@ -78,7 +78,7 @@ void check_family(const GemmFamily& family, bool packed, int64_t lanes, Numbers&
   const int64_t width = family.vectors * lanes;
   for (int64_t rows = 1; rows <= family.max_rows; ++rows)
     for (int64_t columns = 1; columns <= width; ++columns)
-      for (int64_t depth : {0, 1, 2, 7, 33})
+      for (int64_t depth : {0, 1, 2, 7, 150})
         for (Start start : {Start::kZero, Start::kRowInit, Start::kAccumulate})
           check_tile({&family, packed, lanes, rows, columns, depth, start}, numbers);
   check_tile({&family, packed, lanes, family.max_rows, width, 256, Start::kZero}, numbers);

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""Which algorithm serves which convolution, and that each of them is reached."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastconv.functional as F
+from fastconv import runtime
+
+BEST = runtime.available_isas()[-1]
+
+# input [N, C, H, W], out channels, kernel, options, algorithms of forward, grad input, grad weight
+CHOICES = {
+    "lenet-conv1": ((64, 1, 28, 28), 6, 5, {"padding": 2}, "pixel_vectors", None, "dot"),
+    "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, "channel_vectors", "pixel_vectors", "direct"),
+    "resnet-3x3": ((2, 64, 28, 28), 64, 3, {"padding": 1}, "winograd", "winograd", "direct"),
+    "resnet-1x1": ((2, 64, 14, 14), 256, 1, {}, "panel", "panel", "panel"),
+    "stem": ((1, 3, 64, 64), 64, 7, {"stride": 2, "padding": 3}, "pixel_vectors", None, "panel"),
+    "depthwise": ((2, 32, 56, 56), 32, 3, {"padding": 1, "groups": 32}, *["depthwise"] * 3),
+}
+
+
+def run(name: str, layout: torch.memory_format) -> tuple[torch.Tensor, list[str | None]]:
+    size, out, kernel, options, *_ = CHOICES[name]
+    x = torch.randn(size).contiguous(memory_format=layout).requires_grad_()
+    w = torch.randn(out, size[1] // options.get("groups", 1), kernel, kernel, requires_grad=True)
+    y = F.conv2d(x, w, **options)
+    y.sum().backward()
+    kernels = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight")
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, **options), rtol=1e-4, atol=1e-4)
+    return y, [runtime.last_used_algorithm(kernel) for kernel in kernels]
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_algorithm(name: str) -> None:
+    if BEST != "avx512":
+        pytest.skip("the table was measured on AVX-512")
+    *_, forward, grad_input, grad_weight = CHOICES[name]
+    with runtime.force_cpu_isa("avx512"):
+        used = run(name, torch.contiguous_format)[1]
+    for want, got in zip((forward, grad_input, grad_weight), used, strict=True):
+        assert want is None or got == want
+
+
+def test_torch_serves_what_it_computes_faster() -> None:
+    """Depthwise channels_last goes to torch, unless an instruction set is forced."""
+    assert run("depthwise", torch.channels_last)[1] == ["torch"] * 3
+    assert run("depthwise", torch.contiguous_format)[1] == ["depthwise"] * 3
+    with runtime.force_cpu_isa(BEST):
+        assert run("depthwise", torch.channels_last)[1] == ["depthwise"] * 3
+
+
+def test_results_of_both_servers_agree() -> None:
+    torch.manual_seed(0)
+    by_torch = run("depthwise", torch.channels_last)[0]
+    torch.manual_seed(0)
+    with runtime.force_cpu_isa(BEST):
+        by_fastconv = run("depthwise", torch.channels_last)[0]
+    assert by_torch.stride() == by_fastconv.stride()
+    torch.testing.assert_close(by_torch, by_fastconv, rtol=1e-5, atol=1e-5)
