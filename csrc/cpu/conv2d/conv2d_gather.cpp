@@ -124,31 +124,44 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
     plan->algorithm = GatherAlgorithm::kChannelVectors;
 }
 
-// Packs rows [first_row, first_row + rows) of the channels [c0, c0 + channels) of one group as
-// target[(c * taps + tap) * rows + row], the order in which the tiles consume them.
+// Packs rows [first_row, first_row + rows) of the channels [c0, c0 + channels) of one group in the
+// order in which the tiles consume them: target[k * rows + row], where k runs over (channel, tap)
+// or, for pixel_vectors, over (kernel row, channel, kernel column).
 void pack_weight_piece(const GatherPlan& plan, const GatherConv& conv, int64_t group, int64_t c0,
                        int64_t channels, int64_t first_row, int64_t rows, float* target) {
+  const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
   const int64_t taps = conv.taps();
+  const int64_t kernel_width = static_cast<int64_t>(conv.weight_columns.size());
   const float* source =
       conv.weight + group * conv.weight_group + first_row * conv.weight_out + c0 * conv.weight_in;
   // A whole kernel lies contiguous when every tap takes part: then the packing is a transposition,
   // of all channels at once where those are contiguous too.
   const bool whole_kernel = conv.weight_taps == taps;
-  if (whole_kernel && conv.weight_in == taps) {
-    conv2d_kernels(plan.isa).copy_block(
-        {rows, channels * taps, source, conv.weight_out, 1, target, 1, rows});
+  const bool row_order = plan.algorithm == GatherAlgorithm::kPixelVectors;
+  if (whole_kernel && !row_order && conv.weight_in == taps) {
+    kernels.copy_block({rows, channels * taps, source, conv.weight_out, 1, target, 1, rows});
     return;
   }
-  for (int64_t c = 0; c < channels; ++c, source += conv.weight_in, target += taps * rows) {
+  const auto pack = [&](const float* piece, int64_t first, int64_t count) {
     if (whole_kernel) {
-      conv2d_kernels(plan.isa).copy_block(
-          {rows, taps, source, conv.weight_out, 1, target, 1, rows});
-      continue;
+      kernels.copy_block({rows, count, piece + first, conv.weight_out, 1, target, 1, rows});
+      target += count * rows;
+      return;
     }
-    float* next = target;
+    for (int64_t q : conv.weight_columns)
+      for (int64_t i = 0; i < rows; ++i) *target++ = piece[i * conv.weight_out + first + q];
+  };
+  if (row_order) {
     for (int64_t r : conv.weight_rows)
-      for (int64_t q : conv.weight_columns)
-        for (int64_t i = 0; i < rows; ++i) *next++ = source[i * conv.weight_out + r + q];
+      for (int64_t c = 0; c < channels; ++c) pack(source + c * conv.weight_in, r, kernel_width);
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c, source += conv.weight_in) {
+    if (whole_kernel) {
+      pack(source, 0, taps);
+    } else {
+      for (int64_t r : conv.weight_rows) pack(source, r, kernel_width);
+    }
   }
 }
 
@@ -202,7 +215,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
   choose_algorithm(conv, &plan);
   plan.block_rows = strip_block_rows(plan, conv.out_channels);
   plan.block_channels = conv.in_channels;
-  if (plan.algorithm != GatherAlgorithm::kChannelVectors) {
+  if (plan.algorithm == GatherAlgorithm::kPanel) {
     const int64_t most = std::clamp<int64_t>(kMaxDepth / conv.taps(), 1, conv.in_channels);
     plan.block_channels = ceil_div(conv.in_channels, ceil_div(conv.in_channels, most));
   }

@@ -72,7 +72,7 @@ struct GatherPlan {
   GatherAlgorithm algorithm;
   int64_t slots;           // pieces that run in parallel
   int64_t block_rows;      // output channels of one block of packed weights
-  int64_t block_channels;  // input channels reduced per pass
+  int64_t block_channels;  // panel: input channels reduced per pass; else all
   bool wide_tiles;         // few output channels: more pixels per tile instead
   int64_t block_tiles;     // panel, winograd: GEMM tiles packed at a time
   int64_t strip_rows;      // strips: grid rows computed from one copy

@@ -58,14 +58,14 @@ class StripWork {
         weights_(weights),
         copy_(scratch),
         output_block_(copy_ + conv.in_channels * strip_.channel_pitch + kSlackFloats) {
-    for (int64_t c = 0; c < plan.block_channels; ++c)
+    // In the order of the packed weights.
+    if (plan.algorithm == GatherAlgorithm::kPixelVectors) {
       for (int64_t row : conv.tap_rows)
-        for (int64_t column : conv.tap_columns) {
-          const int64_t shift = column - strip_.left_column;
-          offsets_.push_back(c * strip_.channel_pitch + (row - strip_.top_row) * strip_.row_pitch +
-                             shift % conv.step_width * strip_.phase_pitch +
-                             shift / conv.step_width);
-        }
+        for (int64_t c = 0; c < conv.in_channels; ++c) add_offsets(c, row);
+    } else {
+      for (int64_t c = 0; c < conv.in_channels; ++c)
+        for (int64_t row : conv.tap_rows) add_offsets(c, row);
+    }
     runs_.resize(strip_.rows * conv.step_width);
     // Vectors that start in the last row may read, but never keep, what follows the copy.
     std::memset(copy_ + conv.in_channels * strip_.channel_pitch, 0, sizeof(float) * kSlackFloats);
@@ -73,6 +73,7 @@ class StripWork {
 
   // Computes grid rows [first_row, first_row + rows) of one image and group.
   void run(int64_t image, int64_t group, int64_t first_row, int64_t rows) {
+    first_row_ = first_row;
     copy_input(image, group, first_row, rows);
     const Strides4& out = conv_.output_strides;
     float* plane = conv_.output + image * out.batch + group * conv_.out_channels * out.channel +
@@ -85,6 +86,34 @@ class StripWork {
   }
 
  private:
+  void add_offsets(int64_t channel, int64_t row) {
+    for (int64_t column : conv_.tap_columns) {
+      const int64_t shift = column - strip_.left_column;
+      offsets_.push_back(channel * strip_.channel_pitch +
+                         (row - strip_.top_row) * strip_.row_pitch +
+                         shift % conv_.step_width * strip_.phase_pitch + shift / conv_.step_width);
+    }
+  }
+
+  // Kernel rows [begin, end) that any of the strip's grid rows [first, last] sees inside the input;
+  // the others would only add zeros. Never empty.
+  struct KernelRows {
+    int64_t begin;
+    int64_t end;
+  };
+  KernelRows kernel_rows(int64_t first, int64_t last) const {
+    const int64_t count = static_cast<int64_t>(conv_.tap_rows.size());
+    KernelRows rows{count, 0};
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t top = (first_row_ + first) * conv_.step_height + conv_.tap_rows[r];
+      const int64_t bottom = (first_row_ + last) * conv_.step_height + conv_.tap_rows[r];
+      if (bottom < 0 || top >= conv_.in_height) continue;
+      rows.begin = std::min(rows.begin, r);
+      rows.end = r + 1;
+    }
+    return rows.begin < rows.end ? rows : KernelRows{0, 1};
+  }
+
   void copy_input(int64_t image, int64_t group, int64_t first_row, int64_t rows) {
     const Strides4& in = conv_.input_strides;
     const int64_t used_rows =
@@ -123,42 +152,41 @@ class StripWork {
     const Strides4& out = conv_.output_strides;
     const bool in_place = out.column == 1;
     const int64_t block_pitch = plan_.strip_rows * conv_.grid_width;
-    for (int64_t c0 = 0; c0 < conv_.in_channels; c0 += plan_.block_channels)
-      multiply_pixel_vectors(group, c0, rows, in_place ? plane : output_block_,
-                             in_place ? out.channel : block_pitch,
-                             in_place ? out.row : conv_.grid_width);
+    multiply_pixel_vectors(group, rows, in_place ? plane : output_block_,
+                           in_place ? out.channel : block_pitch,
+                           in_place ? out.row : conv_.grid_width);
     if (!in_place) unpack(rows, conv_.out_channels, block_pitch, 1, plane);
   }
 
-  // Adds the input channels from c0 on to the `rows` grid rows of every output channel.
-  void multiply_pixel_vectors(int64_t group, int64_t c0, int64_t rows, float* output, int64_t pitch,
+  void multiply_pixel_vectors(int64_t group, int64_t rows, float* output, int64_t pitch,
                               int64_t row_pitch) const {
     const DirectFamily& family = plan_.wide_tiles ? kernels_.direct_wide : kernels_.direct_tall;
-    const int64_t taps = conv_.taps();
-    const int64_t channels = std::min(plan_.block_channels, conv_.in_channels - c0);
-    const float* weights = weights_ + (group * conv_.in_channels + c0) * conv_.out_channels * taps;
-    const float* copy = copy_ + c0 * strip_.channel_pitch;
+    const int64_t depth = conv_.in_channels * conv_.taps();
+    const float* weights = weights_ + group * conv_.out_channels * depth;
     const int64_t row_vectors = ceil_div(conv_.grid_width, lanes_);
     const int64_t vectors = rows * row_vectors;
+    const int64_t kernel_row_terms =
+        conv_.in_channels * static_cast<int64_t>(conv_.tap_columns.size());
     for (int64_t o = 0; o < conv_.out_channels; o += plan_.block_rows) {
       const int64_t height = std::min(plan_.block_rows, conv_.out_channels - o);
       DirectTile tile{};
-      tile.depth = channels * taps;
-      tile.offsets = offsets_.data();
-      tile.a = weights + o * tile.depth;
       tile.c_pitch = pitch;
       tile.row_init = bias(group, o);
-      tile.accumulate = c0 > 0;
       for (int64_t first = 0; first < vectors; first += family.vectors) {
         for (int64_t v = 0; v < family.vectors; ++v) {
           // Past the last vector the first one is computed again, but not stored.
           const bool exists = first + v < vectors;
           const int64_t i = exists ? (first + v) / row_vectors : 0;
           const int64_t j = exists ? (first + v) % row_vectors * lanes_ : 0;
-          tile.b[v] = copy + i * conv_.step_height * strip_.row_pitch + j;
+          tile.b[v] = copy_ + i * conv_.step_height * strip_.row_pitch + j;
           tile.c[v] = output + o * pitch + i * row_pitch + j;
           tile.lanes[v] = exists ? std::min(lanes_, conv_.grid_width - j) : 0;
         }
+        const int64_t last = std::min(first + family.vectors, vectors) - 1;
+        const KernelRows used = kernel_rows(first / row_vectors, last / row_vectors);
+        tile.depth = (used.end - used.begin) * kernel_row_terms;
+        tile.offsets = offsets_.data() + used.begin * kernel_row_terms;
+        tile.a = weights + o * depth + used.begin * kernel_row_terms * height;
         family.by_rows[height - 1](tile);
       }
     }
@@ -213,6 +241,7 @@ class StripWork {
   float* copy_;
   float* output_block_;
   std::vector<int64_t> offsets_;
+  int64_t first_row_ = 0;
   std::vector<PixelRun> runs_;
 };
 

@@ -85,7 +85,7 @@ inline constexpr int kMaxChannelLines = 5;
 // Whole vectors of b are read; only the first `channels` of c are written. Long reductions are cut
 // into partial sums, see common/summation.h.
 struct ChannelTile {
-  int64_t depth;
+  int64_t depth;           // at least 1
   const int64_t* offsets;  // [depth]
   const float* lines[kMaxChannelLines];
   const float* b;

@@ -54,7 +54,8 @@ struct DepthwiseKernels {
   // output = bias + sum of taps; weights [row_count * column_count]. column_step is 1 or 2.
   void (*run_plane)(const DepthwiseTaps& taps, const DepthwisePlane& plane, const float* weights,
                     float bias);
-  // sums[tap][lane] += input * output, sums[taps][lane] += output, `lanes` floats each.
+  // sums[tap][lane] += input * output, sums[taps][lane] += output, `lanes` floats each. Kernels of
+  // 3 x 3, 5 x 5 or n x 7 only; column_step is 1 or 2.
   void (*add_plane_products)(const DepthwiseTaps& taps, const DepthwisePlane& plane, float* sums);
   // target[2 * j] = even[j], target[2 * j + 1] = odd[j] for j < pairs.
   void (*interleave)(const float* even, const float* odd, int64_t pairs, float* target);

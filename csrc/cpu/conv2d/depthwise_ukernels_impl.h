@@ -376,7 +376,8 @@ void run_image(const DepthwiseTaps& taps, const DepthwiseImage& image, const flo
     });
 }
 
-// One vector of channels of a run; the sums of nine taps stay in registers.
+// One vector of channels of a run; the sums of nine taps stay in registers. They start from zero
+// and are added to the totals at the end: partial sums per run keep the rounding error small.
 template <int Taps>
 inline void add_pixels(const DepthwiseTaps& taps, const DepthwiseImage& image,
                        const PixelTaps& found, float* sums, int64_t c, Simd::Mask lanes,
@@ -387,11 +388,11 @@ inline void add_pixels(const DepthwiseTaps& taps, const DepthwiseImage& image,
   const float* x[Taps > 0 ? Taps : kMaxDepthwiseTaps];
 #pragma GCC unroll 16
   for (int64_t t = 0; t < count; ++t) {
-    acc[t] = Simd::load_masked(sums + found.tap[t] * image.channels + c, lanes);
+    acc[t] = Simd::zero();
     x[t] = image.input + found.offset[t] + c;
   }
   float* totals = sums + taps.row_count * taps.column_count * image.channels + c;
-  auto total = Simd::load_masked(totals, lanes);
+  auto total = Simd::zero();
   const bool whole = image.channels - c >= kLanes;
   for (int64_t j = 0; j < pixels; ++j) {
     const auto g = Simd::load_masked(grad + j * image.out_column, lanes);
@@ -407,9 +408,11 @@ inline void add_pixels(const DepthwiseTaps& taps, const DepthwiseImage& image,
     }
   }
 #pragma GCC unroll 16
-  for (int64_t t = 0; t < count; ++t)
-    Simd::store_masked(sums + found.tap[t] * image.channels + c, acc[t], lanes);
-  Simd::store_masked(totals, total, lanes);
+  for (int64_t t = 0; t < count; ++t) {
+    float* sum = sums + found.tap[t] * image.channels + c;
+    Simd::store_masked(sum, Simd::add(Simd::load_masked(sum, lanes), acc[t]), lanes);
+  }
+  Simd::store_masked(totals, Simd::add(Simd::load_masked(totals, lanes), total), lanes);
 }
 
 void add_image_products(const DepthwiseTaps& taps, const DepthwiseImage& image, float* sums) {
