@@ -111,8 +111,4 @@ at::MemoryFormat conv2d_memory_format(const Tensor& input, const Tensor& weight)
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-Strides4 strides_of(const Tensor& t) {
-  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
 }  // namespace fastconv::bindings

@@ -18,6 +18,4 @@ void check_conv2d_input_rank(const Tensor& input);
 // The layout torch gives a convolution's result: channels_last when input or weight suggest it.
 at::MemoryFormat conv2d_memory_format(const Tensor& input, const Tensor& weight);
 
-Strides4 strides_of(const Tensor& tensor);
-
 }  // namespace fastconv::bindings

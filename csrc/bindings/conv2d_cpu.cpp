@@ -7,6 +7,7 @@
 #include "bindings/ops.h"
 #include "bindings/outputs.h"
 #include "bindings/scratch.h"
+#include "bindings/strides.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/conv2d_reference.h"
 #include "cpu/runtime/isa.h"

@@ -8,6 +8,7 @@
 #include "bindings/outputs.h"
 #include "bindings/pool2d_args.h"
 #include "bindings/scratch.h"
+#include "bindings/strides.h"
 #include "cpu/pool2d/pool2d.h"
 
 namespace fastconv::bindings {
@@ -19,10 +20,6 @@ constexpr int64_t kNoDilation[] = {1, 1};
 
 PoolOptions window_of(const AvgPoolOptions& o) {
   return {o.kernel_size, o.stride, o.padding, kNoDilation, o.ceil_mode};
-}
-
-Strides4 strides_of(const Tensor& t) {
-  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
 Tensor batched(const Tensor& t) {

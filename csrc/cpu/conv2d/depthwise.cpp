@@ -24,6 +24,25 @@ bool is_channels_last(const Strides4& strides) {
   return strides.channel == 1;
 }
 
+// Whether a pass runs plane by plane; otherwise it needs channels_last on both sides.
+bool runs_on_planes(const Conv2dForward& call) {
+  return is_planar(call.input_strides) && is_planar(call.output_strides) &&
+         call.shape.stride_width <= 2;
+}
+
+bool runs_on_planes(const Conv2dGradInput& call) {
+  return is_planar(call.grad_output_strides) && is_planar(call.grad_input_strides) &&
+         call.shape.stride_width <= 2;
+}
+
+bool runs_on_planes(const Conv2dGradWeight& call) {
+  const Conv2dShape& s = call.shape;
+  const bool has_tile = (s.kernel_height == 3 && s.kernel_width == 3) ||
+                        (s.kernel_height == 5 && s.kernel_width == 5) || s.kernel_width == 7;
+  return is_planar(call.input_strides) && is_planar(call.grad_output_strides) &&
+         s.stride_width <= 2 && has_tile;
+}
+
 DepthwiseTaps forward_taps(const Conv2dShape& s) {
   DepthwiseTaps taps{};
   taps.row_count = s.kernel_height;
@@ -271,30 +290,21 @@ void grad_weight_images(const Conv2dPlan& plan, const Conv2dGradWeight& call, fl
 }  // namespace
 
 bool depthwise_applies(const Conv2dForward& call) {
-  const bool planar = is_planar(call.input_strides) && is_planar(call.output_strides) &&
-                      call.shape.stride_width <= 2;
   const bool channels_last =
       is_channels_last(call.input_strides) && is_channels_last(call.output_strides);
-  return is_depthwise(call.shape) && (planar || channels_last);
+  return is_depthwise(call.shape) && (runs_on_planes(call) || channels_last);
 }
 
 bool depthwise_applies(const Conv2dGradInput& call) {
-  const bool planar = is_planar(call.grad_output_strides) && is_planar(call.grad_input_strides) &&
-                      call.shape.stride_width <= 2;
   const bool channels_last =
       is_channels_last(call.grad_output_strides) && is_channels_last(call.grad_input_strides);
-  return is_depthwise(call.shape) && (planar || channels_last);
+  return is_depthwise(call.shape) && (runs_on_planes(call) || channels_last);
 }
 
 bool depthwise_applies(const Conv2dGradWeight& call) {
-  const Conv2dShape& s = call.shape;
-  const bool has_tile = (s.kernel_height == 3 && s.kernel_width == 3) ||
-                        (s.kernel_height == 5 && s.kernel_width == 5) || s.kernel_width == 7;
-  const bool planar = is_planar(call.input_strides) && is_planar(call.grad_output_strides) &&
-                      s.stride_width <= 2 && has_tile;
   const bool channels_last =
       is_channels_last(call.input_strides) && is_channels_last(call.grad_output_strides);
-  return is_depthwise(s) && (planar || channels_last);
+  return is_depthwise(call.shape) && (runs_on_planes(call) || channels_last);
 }
 
 int64_t depthwise_scratch_floats(const Conv2dForward& call) {
@@ -317,7 +327,7 @@ void depthwise_forward(const Conv2dPlan& plan, const Conv2dForward& call, float*
   const Conv2dShape& s = call.shape;
   const Strides4 &in = call.input_strides, &out = call.output_strides;
   const DepthwiseTaps taps = forward_taps(s);
-  if (!is_planar(in) || !is_planar(out) || s.stride_width > 2) {
+  if (!runs_on_planes(call)) {
     pack_weights(plan, call.weight, s.groups, s.taps(), scratch);
     run_images(plan, taps,
                {s.groups, call.input, s.in_height, s.in_width, in.row, in.column, call.output,
@@ -344,8 +354,7 @@ void depthwise_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, f
   for (int64_t row = 0; row < phase_count(s.stride_height, s.in_height); ++row)
     for (int64_t column = 0; column < phase_count(s.stride_width, s.in_width); ++column)
       gathers.push_back(phase_gather(s, row, column));
-  if (!is_planar(call.grad_output_strides) || !is_planar(call.grad_input_strides) ||
-      s.stride_width > 2) {
+  if (!runs_on_planes(call)) {
     grad_input_images(plan, call, gathers, scratch);
     return;
   }
@@ -358,11 +367,7 @@ void depthwise_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, f
 }
 
 void depthwise_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch) {
-  const Conv2dShape& s = call.shape;
-  const bool has_tile = (s.kernel_height == 3 && s.kernel_width == 3) ||
-                        (s.kernel_height == 5 && s.kernel_width == 5) || s.kernel_width == 7;
-  if (is_planar(call.input_strides) && is_planar(call.grad_output_strides) && s.stride_width <= 2 &&
-      has_tile) {
+  if (runs_on_planes(call)) {
     grad_weight_planes(plan, call, scratch);
   } else {
     grad_weight_images(plan, call, scratch);
