@@ -76,6 +76,78 @@ def last_used_algorithm(kernel: str | None = None) -> str | None:
     return None if record is None else record[0]
 
 
+def algorithms(kernel: str) -> list[str]:
+    """The algorithms among which ``kernel`` chooses; empty when it has no choice.
+
+    Args:
+        kernel: e.g. ``conv2d_forward``, ``conv2d_grad_input``, ``conv2d_grad_weight``.
+
+    Raises:
+        ValueError: no kernel has that name.
+    """
+    return _C.algorithms(kernel)
+
+
+class force_algorithm(contextlib.AbstractContextManager["force_algorithm"]):
+    """Makes one kernel use one algorithm, until undone or for the length of a ``with``.
+
+    A call whose shape the algorithm cannot serve raises ``ValueError``.
+
+    Args:
+        kernel: e.g. ``conv2d_forward``, ``conv2d_grad_input``, ``conv2d_grad_weight``.
+        algorithm: one of :func:`algorithms`; ``None`` gives the choice back.
+
+    Raises:
+        ValueError: the kernel or the algorithm is unknown.
+
+    Example::
+
+        with fastconv.runtime.force_algorithm("conv2d_forward", "winograd"):
+            ...
+    """
+
+    def __init__(self, kernel: str, algorithm: str | None) -> None:
+        self._kernel = kernel
+        self._previous = _C.forced_algorithm(kernel)
+        _C.force_algorithm(kernel, algorithm)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _C.force_algorithm(self._kernel, self._previous)
+
+
+def memory_cache_info() -> dict[str, int]:
+    """State of the cache of large result blocks, in bytes.
+
+    Results of 256 KiB and more come from a cache, because the first touch of fresh memory costs
+    more than the arithmetic of many layers.
+
+    Returns:
+        ``limit_bytes`` (most that may lie idle; at first a sixteenth of the machine's memory, at
+        most 1 GiB), ``cached_bytes`` (idle now), ``used_bytes`` (in tensors that are alive),
+        and the number of ``hits`` and ``misses``.
+    """
+    return _C.memory_cache_info()
+
+
+def set_memory_cache_limit(limit: int) -> None:
+    """Sets how many bytes may lie idle in the cache; ``0`` switches it off. Frees what is beyond.
+
+    Raises:
+        ValueError: the limit is negative.
+    """
+    _C.set_memory_cache_limit(limit)
+
+
+def empty_memory_cache() -> None:
+    """Gives all idle blocks of the cache back to the system."""
+    _C.empty_memory_cache()
+
+
 def _openmp_runtimes() -> Iterator[str]:
     maps = Path("/proc/self/maps")
     if not maps.exists():

@@ -42,18 +42,31 @@ bool torch_is_faster(const Conv2dShape& s, at::MemoryFormat format) {
   return !winograd || s.out_pixels() < 14 * 14;
 }
 
-bool serve_with_torch(const Conv2dShape& shape, const Tensor& input, const Tensor& weight) {
-  return runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0 ||
-         (input.scalar_type() == at::kFloat &&
-          torch_is_faster(shape, conv2d_memory_format(input, weight)));
+constexpr const char* kTorch = "torch";  // the algorithm's name in the record of what ran
+
+// `kernels`: those the call would run; torch serves all of them or none.
+bool serve_with_torch(const Conv2dShape& shape, const Tensor& input, const Tensor& weight,
+                      std::initializer_list<cpu::KernelId> kernels) {
+  if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0) return true;
+  if (input.scalar_type() != at::kFloat) return false;
+  for (cpu::KernelId kernel : kernels)
+    if (const char* forced = cpu::forced_algorithm(kernel); forced != nullptr)
+      return !cpu::is_other(forced, kTorch);
+  return torch_is_faster(shape, conv2d_memory_format(input, weight));
 }
 
-constexpr const char* kTorch = "torch";  // the algorithm's name in the record of what ran
+void check_possible(const cpu::Conv2dPlan& plan, cpu::KernelId kernel, const Conv2dShape& shape) {
+  TORCH_CHECK_VALUE(plan.possible, "conv2d: expected a shape that the algorithm '", plan.forced,
+                    "' forced for ", cpu::kernel_name(kernel), " can serve, got a ",
+                    shape.kernel_height, "x", shape.kernel_width, " kernel, ", shape.in_channels,
+                    " to ", shape.out_channels, " channels in ", shape.groups, " groups on a ",
+                    shape.in_height, "x", shape.in_width, " input");
+}
 
 Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
                   const Conv2dOptions& options) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, bias, options);
-  if (serve_with_torch(shape, input, weight)) {
+  if (serve_with_torch(shape, input, weight, {cpu::KernelId::kConv2dForward})) {
     cpu::record_kernel(cpu::KernelId::kConv2dForward, kTorch, cpu::active_isa());
     return at::conv2d(input, weight, bias, options.stride, options.padding, options.dilation,
                       options.groups);
@@ -79,6 +92,7 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
                                 output.mutable_data_ptr<float>(),
                                 strides_of(output)};
   const cpu::Conv2dPlan plan = cpu::plan_conv2d_forward(call);
+  check_possible(plan, cpu::KernelId::kConv2dForward, shape);
   const Scratch scratch(plan.scratch_floats);
   cpu::conv2d_forward(plan, call, scratch.data());
   return output;
@@ -103,6 +117,7 @@ Tensor grad_input_4d(const Conv2dShape& shape, const Tensor& grad_output, const 
                                   grad_input.mutable_data_ptr<float>(),
                                   strides_of(grad_input)};
   const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_input(call);
+  check_possible(plan, cpu::KernelId::kConv2dGradInput, shape);
   const Scratch scratch(plan.scratch_floats);
   cpu::conv2d_grad_input(plan, call, scratch.data());
   return grad_input;
@@ -134,6 +149,7 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
                                      grad_weight.mutable_data_ptr<float>(),
                                      with_bias ? grad_bias.mutable_data_ptr<float>() : nullptr};
     const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_weight(call);
+    check_possible(plan, cpu::KernelId::kConv2dGradWeight, shape);
     const Scratch scratch(plan.scratch_floats);
     cpu::conv2d_grad_weight(plan, call, scratch.data());
   }
@@ -143,7 +159,8 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
 Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                     const Conv2dOptions& options, std::array<bool, 3> output_mask) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, Tensor(), options);
-  if (serve_with_torch(shape, input, weight)) {
+  if (serve_with_torch(shape, input, weight,
+                       {cpu::KernelId::kConv2dGradInput, cpu::KernelId::kConv2dGradWeight})) {
     if (output_mask[0])
       cpu::record_kernel(cpu::KernelId::kConv2dGradInput, kTorch, cpu::active_isa());
     if (output_mask[1])

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/block_cache.h"
 #include "bindings/thread_pool.h"
 #include "cpu/runtime/isa.h"
 #include "cpu/runtime/trace.h"
@@ -53,15 +54,63 @@ std::optional<RecordOfKernel> record_or_none(const cpu::KernelRecord& record) {
   return RecordOfKernel{record.algorithm, cpu::isa_name(record.isa)};
 }
 
-std::optional<RecordOfKernel> last_record(const std::optional<std::string>& kernel) {
-  if (!kernel.has_value()) return record_or_none(cpu::last_record());
+cpu::KernelId kernel_from_name(const std::string& caller, const std::string& name) {
   std::string known;
   for (int i = 0; i < static_cast<int>(cpu::KernelId::kCount); ++i) {
     const auto id = static_cast<cpu::KernelId>(i);
-    if (*kernel == cpu::kernel_name(id)) return record_or_none(cpu::last_record(id));
+    if (name == cpu::kernel_name(id)) return id;
     known += (i == 0 ? "" : ", ") + std::string(cpu::kernel_name(id));
   }
-  throw py::value_error("last_used: expected a kernel among " + known + ", got '" + *kernel + "'");
+  throw py::value_error(caller + ": expected a kernel among " + known + ", got '" + name + "'");
+}
+
+std::optional<RecordOfKernel> last_record(const std::optional<std::string>& kernel) {
+  if (!kernel.has_value()) return record_or_none(cpu::last_record());
+  return record_or_none(cpu::last_record(kernel_from_name("last_used", *kernel)));
+}
+
+std::vector<std::string> algorithms(const std::string& kernel) {
+  std::vector<std::string> names;
+  for (const char* const* name = cpu::kernel_algorithms(kernel_from_name("algorithms", kernel));
+       *name != nullptr; ++name)
+    names.emplace_back(*name);
+  return names;
+}
+
+void force_algorithm(const std::string& kernel, const std::optional<std::string>& algorithm) {
+  const cpu::KernelId id = kernel_from_name("force_algorithm", kernel);
+  if (!algorithm.has_value()) return cpu::force_algorithm(id, nullptr);
+  std::string known;
+  for (const char* const* name = cpu::kernel_algorithms(id); *name != nullptr; ++name) {
+    if (*algorithm == *name) return cpu::force_algorithm(id, *name);
+    known += (known.empty() ? "" : ", ") + std::string(*name);
+  }
+  throw py::value_error("force_algorithm: expected an algorithm of " + kernel + " among [" + known +
+                        "], got '" + *algorithm + "'");
+}
+
+std::optional<std::string> forced_algorithm(const std::string& kernel) {
+  const char* name = cpu::forced_algorithm(kernel_from_name("force_algorithm", kernel));
+  if (name == nullptr) return std::nullopt;
+  return name;
+}
+
+py::dict memory_cache_info() {
+  const fastconv::bindings::BlockCacheInfo info = fastconv::bindings::block_cache_info();
+  py::dict facts;
+  facts["limit_bytes"] = info.limit_bytes;
+  facts["cached_bytes"] = info.cached_bytes;
+  facts["used_bytes"] = info.used_bytes;
+  facts["hits"] = info.hits;
+  facts["misses"] = info.misses;
+  return facts;
+}
+
+void set_memory_cache_limit(int64_t bytes) {
+  if (bytes < 0)
+    throw py::value_error("set_memory_cache_limit: expected at least 0 bytes, got " +
+                          std::to_string(bytes));
+  fastconv::bindings::set_block_cache_limit(bytes);
 }
 
 }  // namespace
@@ -73,4 +122,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_cpu_isa", &force_cpu_isa, py::arg("name").none(true));
   m.def("forced_cpu_isa", &forced_cpu_isa);
   m.def("last_record", &last_record, py::arg("kernel").none(true));
+  m.def("memory_cache_info", &memory_cache_info);
+  m.def("set_memory_cache_limit", &set_memory_cache_limit, py::arg("bytes"));
+  m.def("empty_memory_cache", &fastconv::bindings::empty_block_cache);
+  m.def("algorithms", &algorithms, py::arg("kernel"));
+  m.def("force_algorithm", &force_algorithm, py::arg("kernel"), py::arg("algorithm").none(true));
+  m.def("forced_algorithm", &forced_algorithm, py::arg("kernel"));
 }

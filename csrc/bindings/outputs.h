@@ -6,8 +6,7 @@
 
 namespace fastconv::bindings {
 
-// As at::empty. A large block is asked to live in huge pages: touching 50 MB of fresh 4 KB pages
-// for the first time costs several times what a memory-bound kernel needs to fill them.
+// As at::empty; large blocks come from the block cache (block_cache.h).
 at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options,
                         at::MemoryFormat format);
 

@@ -14,6 +14,8 @@
 namespace fastconv::cpu {
 namespace {
 
+constexpr const char* kDepthwise = "depthwise";
+
 void fill_zero(const GatherConv& conv) {
   for (int64_t n = 0; n < conv.batch; ++n)
     for (int64_t o = 0; o < conv.groups * conv.out_channels; ++o)
@@ -23,9 +25,10 @@ void fill_zero(const GatherConv& conv) {
                       i * conv.output_strides.row + j * conv.output_strides.column] = 0.0f;
 }
 
-GatherConv forward_gather(const Conv2dForward& call) {
+GatherConv forward_gather(const Conv2dForward& call, const char* forced) {
   const Conv2dShape& s = call.shape;
   GatherConv conv{};
+  conv.forced = forced;
   conv.batch = s.batch;
   conv.groups = s.groups;
   conv.in_channels = s.group_in_channels();
@@ -58,12 +61,14 @@ GatherConv forward_gather(const Conv2dForward& call) {
 }
 
 // The gather that computes the inputs of one stride phase; without taps when none reaches it.
-GatherConv phase_gather(const Conv2dGradInput& call, int64_t phase_row, int64_t phase_column) {
+GatherConv phase_gather(const Conv2dGradInput& call, const char* forced, int64_t phase_row,
+                        int64_t phase_column) {
   const Conv2dShape& s = call.shape;
   const Strides4& gi = call.grad_input_strides;
   const Phase rows = input_phase(phase_row, s.stride_height, s.in_height);
   const Phase columns = input_phase(phase_column, s.stride_width, s.in_width);
   GatherConv conv{};
+  conv.forced = forced;
   conv.batch = s.batch;
   conv.groups = s.groups;
   conv.in_channels = s.group_out_channels();
@@ -97,61 +102,74 @@ GatherConv phase_gather(const Conv2dGradInput& call, int64_t phase_row, int64_t 
   return conv;
 }
 
+template <typename Call>
+bool runs_depthwise(const Conv2dPlan& plan, const Call& call) {
+  return !is_other(plan.forced, kDepthwise) && depthwise_applies(call);
+}
+
+Conv2dPlan start_plan(const Conv2dShape& shape, KernelId kernel) {
+  return {active_isa(), worthwhile_threads(shape.multiply_adds(), 0), 0, forced_algorithm(kernel),
+          true};
+}
+
 // Calls visit(conv) for every stride phase that holds inputs.
 template <typename Visit>
-void for_each_phase(const Conv2dGradInput& call, const Visit& visit) {
+void for_each_phase(const Conv2dGradInput& call, const char* forced, const Visit& visit) {
   const Conv2dShape& s = call.shape;
   for (int64_t row = 0; row < phase_count(s.stride_height, s.in_height); ++row)
     for (int64_t column = 0; column < phase_count(s.stride_width, s.in_width); ++column)
-      visit(phase_gather(call, row, column));
+      visit(phase_gather(call, forced, row, column));
 }
 
 }  // namespace
 
 Conv2dPlan plan_conv2d_forward(const Conv2dForward& call) {
-  Conv2dPlan plan{active_isa(), worthwhile_threads(call.shape.multiply_adds(), 0), 0};
-  if (depthwise_applies(call)) {
+  Conv2dPlan plan = start_plan(call.shape, KernelId::kConv2dForward);
+  if (runs_depthwise(plan, call)) {
     plan.scratch_floats = depthwise_scratch_floats(call);
     return plan;
   }
-  const GatherConv conv = forward_gather(call);
-  plan.scratch_floats = gather_scratch_floats(plan_gather(conv, plan.isa, plan.threads), conv);
+  const GatherConv conv = forward_gather(call, plan.forced);
+  const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
+  plan.possible = gather.possible;
+  plan.scratch_floats = gather_scratch_floats(gather, conv);
   return plan;
 }
 
 void conv2d_forward(const Conv2dPlan& plan, const Conv2dForward& call, float* scratch) {
-  if (depthwise_applies(call)) {
-    record_kernel(KernelId::kConv2dForward, "depthwise", plan.isa);
+  if (runs_depthwise(plan, call)) {
+    record_kernel(KernelId::kConv2dForward, kDepthwise, plan.isa);
     depthwise_forward(plan, call, scratch);
     return;
   }
-  const GatherConv conv = forward_gather(call);
+  const GatherConv conv = forward_gather(call, plan.forced);
   const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
   record_kernel(KernelId::kConv2dForward, gather_algorithm_name(gather.algorithm), plan.isa);
   run_gather(gather, conv, scratch);
 }
 
 Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call) {
-  Conv2dPlan plan{active_isa(), worthwhile_threads(call.shape.multiply_adds(), 0), 0};
-  if (depthwise_applies(call)) {
+  Conv2dPlan plan = start_plan(call.shape, KernelId::kConv2dGradInput);
+  if (runs_depthwise(plan, call)) {
     plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
     return plan;
   }
-  for_each_phase(call, [&](const GatherConv& conv) {
+  for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
     if (conv.taps() == 0) return;
     const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
+    plan.possible = plan.possible && gather.possible;
     plan.scratch_floats = std::max(plan.scratch_floats, gather_scratch_floats(gather, conv));
   });
   return plan;
 }
 
 void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, float* scratch) {
-  if (depthwise_applies(call)) {
-    record_kernel(KernelId::kConv2dGradInput, "depthwise", plan.isa);
+  if (runs_depthwise(plan, call)) {
+    record_kernel(KernelId::kConv2dGradInput, kDepthwise, plan.isa);
     depthwise_grad_input(plan, call, scratch);
     return;
   }
-  for_each_phase(call, [&](const GatherConv& conv) {
+  for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
     if (conv.taps() == 0) {
       fill_zero(conv);
       return;

@@ -24,6 +24,8 @@ struct Conv2dPlan {
   Isa isa;
   int64_t threads;         // threads the call may use
   int64_t scratch_floats;  // memory the run needs, uninitialised
+  const char* forced;      // the algorithm somebody forced (cpu/runtime/trace.h), or nullptr
+  bool possible;           // false: the forced one cannot serve the call, which must not be run
 };
 
 struct Conv2dForward {

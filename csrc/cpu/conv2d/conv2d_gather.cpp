@@ -8,11 +8,13 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_panel.h"
+#include "cpu/conv2d/conv2d_rows.h"
 #include "cpu/conv2d/conv2d_strip.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_winograd.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
+#include "cpu/runtime/trace.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -79,6 +81,20 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
   return best;
 }
 
+double rows_cost(const GatherConv& conv, const Costs& costs) {
+  const double taps = static_cast<double>(conv.taps());
+  const double depth = static_cast<double>(conv.in_channels) * taps;
+  const double channels = static_cast<double>(conv.out_channels);
+  const double channel_waste = costs.lanes * std::ceil(channels / costs.lanes) / channels;
+  // A tile fetches a pointer per pixel and tap, and stores partial sums.
+  const double multiply =
+      costs.multiply * channel_waste * 1.05 + 8.0 * channels / (32.0 * conv.in_channels);
+  const double steps = static_cast<double>(conv.step_height * conv.step_width);
+  const double copy = conv.input_strides.channel == 1 ? 0.0 : 6.0 * steps / taps;
+  const double unpack = conv.output_strides.channel == 1 ? 0.0 : 6.0 * channels / depth;
+  return multiply + copy + unpack;
+}
+
 // Whole tiles of 2 x 2, and the three transforms: those of the input and the output are shared by
 // all output and all input channels; the weights' by all tiles.
 double winograd_cost(const GatherConv& conv, const Costs& costs) {
@@ -100,28 +116,31 @@ double winograd_cost(const GatherConv& conv, const Costs& costs) {
   return (multiply + transforms + weights) * tile_waste / (4.0 * 9.0 * in);
 }
 
+// The algorithm with the least estimated cost among those that can serve the gather, or the forced
+// one.
 void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   const int64_t lanes = gemm_kernels(plan->isa).lanes;
   const Conv2dKernels& kernels = conv2d_kernels(plan->isa);
   const Costs costs = estimate_costs(conv, lanes);
-  plan->algorithm = GatherAlgorithm::kPanel;
-  double best = costs.multiply + costs.pack;
+  double best = std::numeric_limits<double>::infinity();
+  plan->possible = false;
+  const auto consider = [&](GatherAlgorithm algorithm, double cost) {
+    if (cost >= best || is_other(conv.forced, gather_algorithm_name(algorithm))) return;
+    best = cost;
+    plan->algorithm = algorithm;
+    plan->possible = true;
+  };
+  consider(GatherAlgorithm::kPanel, costs.multiply + costs.pack);
+  consider(GatherAlgorithm::kRows, rows_cost(conv, costs));
   // A copied strip holds all columns between the taps: with a wide stride most would go unused.
   if (conv.step_width > kMaxStripStep || conv.step_height > kMaxStripStep) return;
-  const double pixel_vectors = pixel_vector_cost(conv, costs);
-  if (pixel_vectors < best) {
-    best = pixel_vectors;
-    plan->algorithm = GatherAlgorithm::kPixelVectors;
-  }
-  if (winograd_applies(conv) && winograd_cost(conv, costs) < best) {
-    best = winograd_cost(conv, costs);
-    plan->algorithm = GatherAlgorithm::kWinograd;
-  }
+  consider(GatherAlgorithm::kPixelVectors, pixel_vector_cost(conv, costs));
+  if (winograd_applies(conv)) consider(GatherAlgorithm::kWinograd, winograd_cost(conv, costs));
   if (conv.weights() / conv.groups > kMaxChannelVectorWeights) return;
   const ChannelFamily* families =
       conv.out_channels > lanes ? kernels.channel_wide : kernels.channel_narrow;
-  if (channel_vector_cost(conv, costs, families, &plan->tile_width) < best)
-    plan->algorithm = GatherAlgorithm::kChannelVectors;
+  consider(GatherAlgorithm::kChannelVectors,
+           channel_vector_cost(conv, costs, families, &plan->tile_width));
 }
 
 // Packs rows [first_row, first_row + rows) of the channels [c0, c0 + channels) of one group in the
@@ -199,6 +218,8 @@ const char* gather_algorithm_name(GatherAlgorithm algorithm) {
       return "pixel_vectors";
     case GatherAlgorithm::kChannelVectors:
       return "channel_vectors";
+    case GatherAlgorithm::kRows:
+      return "rows";
     case GatherAlgorithm::kWinograd:
       return "winograd";
     case GatherAlgorithm::kPanel:
@@ -221,6 +242,8 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
   }
   if (plan.algorithm == GatherAlgorithm::kPanel) {
     plan_panel(conv, threads, &plan);
+  } else if (plan.algorithm == GatherAlgorithm::kRows) {
+    plan_rows(conv, threads, &plan);
   } else if (plan.algorithm == GatherAlgorithm::kWinograd) {
     plan_winograd(conv, threads, &plan);
   } else {
@@ -230,6 +253,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
 }
 
 int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
+  if (plan.algorithm == GatherAlgorithm::kRows) return rows_scratch_floats(plan, conv);
   if (plan.algorithm == GatherAlgorithm::kWinograd) return winograd_scratch_floats(plan, conv);
   const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kPanel
                                   ? panel_slot_floats(plan, conv)
@@ -238,6 +262,10 @@ int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
 }
 
 void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
+  if (plan.algorithm == GatherAlgorithm::kRows) {
+    run_rows(plan, conv, scratch);
+    return;
+  }
   if (plan.algorithm == GatherAlgorithm::kWinograd) {
     run_winograd(plan, conv, scratch);
     return;

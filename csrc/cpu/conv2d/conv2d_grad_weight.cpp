@@ -10,50 +10,87 @@
 namespace fastconv::cpu {
 namespace {
 
-enum class WeightAlgorithm { kPanel, kDirect, kDot, kDepthwise };
+enum class WeightAlgorithm { kPanel, kDirect, kDot, kRows, kDepthwise, kImpossible };
 
 const char* algorithm_name(WeightAlgorithm algorithm) {
   switch (algorithm) {
+    case WeightAlgorithm::kPanel:
+      return "panel";
     case WeightAlgorithm::kDirect:
       return "direct";
     case WeightAlgorithm::kDot:
       return "dot";
+    case WeightAlgorithm::kRows:
+      return "rows";
     case WeightAlgorithm::kDepthwise:
       return "depthwise";
-    case WeightAlgorithm::kPanel:
+    case WeightAlgorithm::kImpossible:
       break;
   }
-  return "panel";
+  return "impossible";
+}
+
+bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) {
+  switch (algorithm) {
+    case WeightAlgorithm::kPanel:
+    case WeightAlgorithm::kRows:
+      return true;
+    case WeightAlgorithm::kDirect:
+      return weight_direct_applies(call.shape);
+    case WeightAlgorithm::kDot:
+      return weight_direct_applies(call.shape) && call.grad_output_strides.column == 1;
+    case WeightAlgorithm::kDepthwise:
+      return depthwise_applies(call);
+    case WeightAlgorithm::kImpossible:
+      break;
+  }
+  return false;
 }
 
 // Direct and dot add their registers to the sums once per strip of an image: that pays when an
-// image has many pixels or the sums stay in L2. Measured: direct wins 1.1-1.5x on maps of 10 x 10
-// pixels and more, panel wins 1.3x for 512 x 512 channels on 7 x 7.
+// image has many pixels or the sums stay in L2. Measured: direct wins 1.1-1.5x over panel on maps
+// of 10 x 10 pixels and more. Rows wins where pixels are rows already, and over panel where several
+// taps share the transposition of a pixel.
 WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   constexpr int64_t kManyPixels = 128;
   constexpr int64_t kFewSums = 128 * 1024;
   constexpr int64_t kMaxDotSums = 8 * 1024;  // a vector each
+  constexpr int64_t kFewChannels = 8;
   const Conv2dShape& s = call.shape;
   if (depthwise_applies(call)) return WeightAlgorithm::kDepthwise;
-  if (!weight_direct_applies(s)) return WeightAlgorithm::kPanel;
   const int64_t sums = s.in_channels * s.taps() * s.out_channels;
   const int64_t lanes = gemm_kernels(isa).lanes;
+  const bool few_channels = s.group_in_channels() < kFewChannels;
+  if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
+  const WeightAlgorithm other =
+      few_channels || s.taps() == 1 ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
+  if (!weight_direct_applies(s)) return other;
   // Multiply-adds done, useful or not, per pixel and weight row (direct) and per row (dot).
   const int64_t direct_work = round_up(s.out_channels, lanes) * s.out_width;
   const int64_t dot_work = s.out_channels * round_up(s.out_width, lanes);
   if (call.grad_output_strides.column == 1 && sums <= kMaxDotSums &&
       10 * dot_work < 8 * direct_work)
     return WeightAlgorithm::kDot;
-  return s.out_pixels() >= kManyPixels || sums <= kFewSums ? WeightAlgorithm::kDirect
-                                                           : WeightAlgorithm::kPanel;
+  return s.out_pixels() >= kManyPixels || sums <= kFewSums ? WeightAlgorithm::kDirect : other;
+}
+
+WeightAlgorithm chosen_or_forced(const Conv2dPlan& plan, const Conv2dGradWeight& call) {
+  if (plan.forced == nullptr) return choose_algorithm(call, plan.isa);
+  for (WeightAlgorithm algorithm :
+       {WeightAlgorithm::kPanel, WeightAlgorithm::kDirect, WeightAlgorithm::kDot,
+        WeightAlgorithm::kRows, WeightAlgorithm::kDepthwise})
+    if (!is_other(plan.forced, algorithm_name(algorithm)) && algorithm_applies(algorithm, call))
+      return algorithm;
+  return WeightAlgorithm::kImpossible;
 }
 
 }  // namespace
 
 Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
   const Conv2dShape& s = call.shape;
-  Conv2dPlan plan{active_isa(), worthwhile_threads(s.multiply_adds(), 0), 0};
-  switch (choose_algorithm(call, plan.isa)) {
+  Conv2dPlan plan{active_isa(), worthwhile_threads(s.multiply_adds(), 0), 0,
+                  forced_algorithm(KernelId::kConv2dGradWeight), true};
+  switch (chosen_or_forced(plan, call)) {
     case WeightAlgorithm::kPanel:
       plan.scratch_floats = weight_panel_scratch_floats(s, plan.isa, plan.threads);
       break;
@@ -65,15 +102,21 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
       plan.scratch_floats =
           weight_direct_scratch_floats(s, WeightVectors::kPixels, plan.isa, plan.threads);
       break;
+    case WeightAlgorithm::kRows:
+      plan.scratch_floats = weight_rows_scratch_floats(call, plan.isa, plan.threads);
+      break;
     case WeightAlgorithm::kDepthwise:
       plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
+      break;
+    case WeightAlgorithm::kImpossible:
+      plan.possible = false;
       break;
   }
   return plan;
 }
 
 void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch) {
-  const WeightAlgorithm algorithm = choose_algorithm(call, plan.isa);
+  const WeightAlgorithm algorithm = chosen_or_forced(plan, call);
   record_kernel(KernelId::kConv2dGradWeight, algorithm_name(algorithm), plan.isa);
   switch (algorithm) {
     case WeightAlgorithm::kPanel:
@@ -82,8 +125,12 @@ void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, fl
       return grad_weight_direct(plan, call, WeightVectors::kChannels, scratch);
     case WeightAlgorithm::kDot:
       return grad_weight_direct(plan, call, WeightVectors::kPixels, scratch);
+    case WeightAlgorithm::kRows:
+      return grad_weight_rows(plan, call, scratch);
     case WeightAlgorithm::kDepthwise:
       return depthwise_grad_weight(plan, call, scratch);
+    case WeightAlgorithm::kImpossible:
+      return;
   }
 }
 

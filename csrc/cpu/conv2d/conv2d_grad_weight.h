@@ -7,6 +7,8 @@
 //           along the output channels, for which grad_output is transposed; any shape
 //   direct  the same product, but the taps read a padded copy of the input in place: kernel widths
 //           3, 5 and 7 without column stride, where packing a panel would cost as much as the rest
+//   rows    the taps read whole pixels, whose channels lie side by side in channels_last and are
+//           transposed block by block in other layouts; no panel, zeros are never multiplied
 //   dot     as direct with vectors along the pixels, nothing transposed: for few output channels
 //
 // Only conv2d_grad_weight.cpp calls these.
@@ -18,6 +20,9 @@ namespace fastconv::cpu {
 
 int64_t weight_panel_scratch_floats(const Conv2dShape& shape, Isa isa, int64_t threads);
 void grad_weight_panel(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
+
+int64_t weight_rows_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads);
+void grad_weight_rows(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
 
 enum class WeightVectors { kChannels, kPixels };  // direct, dot
 

@@ -52,6 +52,31 @@ struct BlockCopy {
   int64_t target_pixel;
 };
 
+// target[targets[k] * target_pitch + j] = source[j * source_pitch + k] for j < columns, k < depth,
+// where targets[k] is not negative: a transposition that also orders the rows. Whole vectors are
+// written; those past the last column become zero.
+struct ColumnPack {
+  int64_t columns;
+  int64_t depth;
+  const float* source;
+  int64_t source_pitch;
+  const int64_t* targets;  // [depth]
+  float* target;
+  int64_t target_pitch;
+};
+
+// The way back: target[j * target_pitch + k] = source[rows[k] * source_pitch + j] for j < columns,
+// k < depth. Whole vectors of the source are read.
+struct ColumnUnpack {
+  int64_t columns;
+  int64_t depth;
+  const float* source;
+  int64_t source_pitch;
+  const int64_t* rows;  // [depth]
+  float* target;
+  int64_t target_pitch;
+};
+
 inline constexpr int64_t kMaxDirectVectors = 4;
 
 // A register tile that reads its input vectors in place:
@@ -179,6 +204,8 @@ struct Conv2dKernels {
   void (*add_lanes)(const float* sums, int64_t count, float* total);
   void (*pack_panel)(const PanelPack& pack);
   void (*copy_block)(const BlockCopy& copy);
+  void (*pack_columns)(const ColumnPack& pack);
+  void (*unpack_columns)(const ColumnUnpack& unpack);
 };
 
 extern const Conv2dKernels kConv2dKernelsScalar;

@@ -20,6 +20,8 @@ const Conv2dKernels kConv2dKernelsAvx512 = {
     &add_lanes,
     &pack_panel,
     &copy_block,
+    &pack_columns,
+    &unpack_columns,
 };
 
 }  // namespace fastconv::cpu

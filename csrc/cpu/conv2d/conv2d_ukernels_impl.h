@@ -16,6 +16,8 @@ using fastconv::cpu::BlockCopy;
 using fastconv::cpu::ChannelFamily;
 using fastconv::cpu::ChannelTile;
 using fastconv::cpu::ChannelTileFn;
+using fastconv::cpu::ColumnPack;
+using fastconv::cpu::ColumnUnpack;
 using fastconv::cpu::DirectFamily;
 using fastconv::cpu::DirectTile;
 using fastconv::cpu::DirectTileFn;
@@ -244,6 +246,51 @@ void copy_block(const BlockCopy& b) {
     for (int64_t p = 0; p < b.pixels; ++p)
       b.target[c * b.target_channel + p * b.target_pixel] =
           b.source[c * b.source_channel + p * b.source_pixel];
+}
+
+void pack_columns(const ColumnPack& p) {
+  for (int64_t j = 0; j < p.columns; j += kLanes) {
+    const int64_t width = min_of(kLanes, p.columns - j);
+    if (p.depth == 1 && p.source_pitch == 1) {
+      if (p.targets[0] < 0) continue;
+      Simd::store(p.target + p.targets[0] * p.target_pitch + j,
+                  Simd::load_masked(p.source + j, Simd::mask_first(width)));
+      continue;
+    }
+    for (int64_t k = 0; k < p.depth; k += kLanes) {
+      const int64_t height = min_of(kLanes, p.depth - k);
+      const Simd::Mask read = Simd::mask_first(height);
+      Simd::Reg block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kLanes; ++l)
+        block[l] = l < width ? Simd::load_masked(p.source + (j + l) * p.source_pitch + k, read)
+                             : Simd::zero();
+      Simd::transpose(block);
+      float* column = p.target + j;
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kLanes; ++l)
+        if (l < height && p.targets[k + l] >= 0)
+          Simd::store(column + p.targets[k + l] * p.target_pitch, block[l]);
+    }
+  }
+}
+
+void unpack_columns(const ColumnUnpack& u) {
+  for (int64_t j = 0; j < u.columns; j += kLanes) {
+    const int64_t width = min_of(kLanes, u.columns - j);
+    for (int64_t k = 0; k < u.depth; k += kLanes) {
+      const int64_t height = min_of(kLanes, u.depth - k);
+      Simd::Reg block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kLanes; ++l)
+        block[l] = Simd::load(u.source + u.rows[k + min_of(l, height - 1)] * u.source_pitch + j);
+      Simd::transpose(block);
+      const Simd::Mask write = Simd::mask_first(height);
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kLanes; ++l)
+        if (l < width) Simd::store_masked(u.target + (j + l) * u.target_pitch + k, block[l], write);
+    }
+  }
 }
 
 // Stores the accumulators of a tile, or adds them to what is there.

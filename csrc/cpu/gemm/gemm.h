@@ -44,12 +44,65 @@ struct GemmFamily {
   const GemmTileFn* by_rows;  // by_rows[rows - 1]
 };
 
+// The two forms below take their operands from where they lie: matrices whose rows are the channels
+// of a pixel (channels_last) or the features of a sample. B is packed, `vectors * lanes` floats per
+// row, and the sum runs over several blocks of A and B (batch-reduce): the taps of a kernel, the
+// rows of an image.
+
+//   C[i][c_offset + j] = column_init[j] + sum_{s, k} a[s * rows + i][k] * b[b_offsets[s] + k][j]
+// for s < segments, k < depth. Rows may be any pointers; only `columns` columns of C are written.
+struct GemmRowsTile {
+  int64_t segments;          // may be 0
+  int64_t depth;             // floats read at each pointer of A
+  const float* const* a;     // [segments, rows]
+  const float* b;            // packed
+  const int64_t* b_offsets;  // [segments], in rows of B
+  float* const* c;           // [rows]
+  int64_t c_offset;          // added to each pointer of C
+  int64_t columns;           // 1 .. vectors * lanes
+  const float* column_init;  // [columns] or nullptr for zero
+};
+
+using GemmRowsFn = void (*)(const GemmRowsTile& tile);
+
+// A run of neighbouring rows of A and B: offsets in floats of A, in rows of B.
+struct GemmRun {
+  int64_t a;
+  int64_t b;
+  int64_t depth;
+};
+
+//   C[i][j] (+)= sum_{runs, k} a[run.a + k * a_step + i] * b[run.b + k][j]
+// C has `vectors * lanes` columns. The product of a transposed matrix: weight gradients.
+struct GemmColumnsTile {
+  const GemmRun* runs;
+  int64_t run_count;
+  const float* a;
+  int64_t a_step;
+  const float* b;  // packed
+  float* c;
+  int64_t c_pitch;
+  bool accumulate;  // true: the sum is added to C
+};
+
+using GemmColumnsFn = void (*)(const GemmColumnsTile& tile);
+
+// The tiles of both forms, 1 .. max_rows rows high.
+struct GemmPlaceFamily {
+  int64_t vectors;
+  int64_t max_rows;
+  const GemmRowsFn* rows;        // rows[rows - 1]
+  const GemmColumnsFn* columns;  // columns[rows - 1]
+};
+
 struct GemmKernels {
-  int64_t lanes;            // floats per vector
-  GemmFamily packed_tall;   // many rows of A: the default
-  GemmFamily packed_wide;   // few rows of A (at most max_rows in all): more columns instead
-  GemmFamily panel_wide;    // B at least two vectors wide
-  GemmFamily panel_narrow;  // B one vector wide: more rows instead
+  int64_t lanes;                 // floats per vector
+  GemmFamily packed_tall;        // many rows of A: the default
+  GemmFamily packed_wide;        // few rows of A (at most max_rows in all): more columns instead
+  GemmFamily panel_wide;         // B at least two vectors wide
+  GemmFamily panel_narrow;       // B one vector wide: more rows instead
+  GemmPlaceFamily place_wide;    // B two vectors wide
+  GemmPlaceFamily place_narrow;  // one
 };
 
 const GemmKernels& gemm_kernels(Isa isa);

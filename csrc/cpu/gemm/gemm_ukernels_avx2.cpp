@@ -14,6 +14,8 @@ const GemmKernels kGemmKernelsAvx2 = {
     gemm_family<4, 3, AForm::kPacked>(),
     gemm_family<6, 2, AForm::kPanel>(),
     gemm_family<12, 1, AForm::kPanel>(),
+    place_family<6, 2>(),
+    place_family<12, 1>(),
 };
 
 }  // namespace fastconv::cpu

@@ -15,6 +15,8 @@ const GemmKernels kGemmKernelsAvx512 = {
     gemm_family<6, 4, AForm::kPacked>(),
     gemm_family<14, 2, AForm::kPanel>(),
     gemm_family<28, 1, AForm::kPanel>(),
+    place_family<14, 2>(),
+    place_family<14, 1>(),
 };
 
 }  // namespace fastconv::cpu

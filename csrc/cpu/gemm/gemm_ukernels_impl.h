@@ -14,7 +14,13 @@
 namespace {
 
 using fastconv::kMaxTerms;
+using fastconv::cpu::GemmColumnsFn;
+using fastconv::cpu::GemmColumnsTile;
 using fastconv::cpu::GemmFamily;
+using fastconv::cpu::GemmPlaceFamily;
+using fastconv::cpu::GemmRowsFn;
+using fastconv::cpu::GemmRowsTile;
+using fastconv::cpu::GemmRun;
 using fastconv::cpu::GemmTile;
 using fastconv::cpu::GemmTileFn;
 using fastconv::cpu::kPanelPitch;
@@ -106,6 +112,143 @@ template <int MaxRows, int Vectors, AForm Form>
 constexpr GemmFamily gemm_family() {
   using Tiles = TilesByRows<Vectors, Form, std::make_integer_sequence<int, MaxRows>>;
   return {Vectors, MaxRows, Tiles::kTiles};
+}
+
+// Adds the accumulators of a rows tile to C, or stores them there, and clears them.
+template <int Rows, int Vectors>
+inline void flush_rows_tile(const GemmRowsTile& tile, Simd::Reg (&acc)[Rows][Vectors], bool add) {
+  constexpr int kLanes = Simd::kLanes;
+  const bool whole = tile.columns == Vectors * kLanes;
+#pragma GCC unroll 8
+  for (int v = 0; v < Vectors; ++v) {
+    const int64_t left = tile.columns - v * kLanes;
+    const Simd::Mask mask = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) {
+      float* c = tile.c[i] + tile.c_offset + v * kLanes;
+      if (whole) {
+        Simd::store(c, add ? Simd::add(Simd::load(c), acc[i][v]) : acc[i][v]);
+      } else {
+        const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
+        Simd::store_masked(c, x, mask);
+      }
+      acc[i][v] = Simd::zero();
+    }
+  }
+}
+
+template <int Rows, int Vectors>
+void rows_tile(const GemmRowsTile& tile) {
+  constexpr int kLanes = Simd::kLanes;
+  typename Simd::Reg acc[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < Vectors; ++v) {
+    auto start = Simd::zero();
+    if (tile.column_init != nullptr) {
+      const int64_t left = tile.columns - v * kLanes;
+      const Simd::Mask mask = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
+      start = Simd::load_masked(tile.column_init + (left > 0 ? v * kLanes : 0), mask);
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) acc[i][v] = start;
+  }
+
+  bool add = false;
+  int64_t room = kMaxTerms;  // terms until the next partial sum is stored
+  const float* const* a = tile.a;
+  for (int64_t s = 0; s < tile.segments; ++s, a += Rows) {
+    const float* row[Rows];
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) row[i] = a[i];
+    const float* b = tile.b + tile.b_offsets[s] * (Vectors * kLanes);
+    for (int64_t k = 0; k < tile.depth;) {
+      if (room == 0) {
+        flush_rows_tile<Rows, Vectors>(tile, acc, add);
+        add = true;
+        room = kMaxTerms;
+      }
+      const int64_t end = tile.depth - k < room ? tile.depth : k + room;
+      room -= end - k;
+      for (; k < end; ++k, b += Vectors * kLanes) {
+        typename Simd::Reg bv[Vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
+#pragma GCC unroll 32
+        for (int i = 0; i < Rows; ++i) {
+          const auto ai = Simd::set1(row[i][k]);
+#pragma GCC unroll 8
+          for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+        }
+      }
+    }
+  }
+  flush_rows_tile<Rows, Vectors>(tile, acc, add);
+}
+
+template <int Rows, int Vectors>
+void columns_tile(const GemmColumnsTile& tile) {
+  constexpr int kLanes = Simd::kLanes;
+  typename Simd::Reg acc[Rows][Vectors];
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
+
+  const int64_t a_step = tile.a_step;
+  bool add = tile.accumulate;
+  const auto flush = [&] {
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        float* c = tile.c + i * tile.c_pitch + v * kLanes;
+        Simd::store(c, add ? Simd::add(Simd::load(c), acc[i][v]) : acc[i][v]);
+        acc[i][v] = Simd::zero();
+      }
+    add = true;
+  };
+  int64_t room = kMaxTerms;
+  for (int64_t r = 0; r < tile.run_count; ++r) {
+    const GemmRun& run = tile.runs[r];
+    const float* a = tile.a + run.a;
+    const float* b = tile.b + run.b * (Vectors * kLanes);
+    for (int64_t left = run.depth; left > 0;) {
+      if (room == 0) {
+        flush();
+        room = kMaxTerms;
+      }
+      const int64_t terms = left < room ? left : room;
+      left -= terms;
+      room -= terms;
+      for (int64_t k = 0; k < terms; ++k, a += a_step, b += Vectors * kLanes) {
+        typename Simd::Reg bv[Vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
+#pragma GCC unroll 32
+        for (int i = 0; i < Rows; ++i) {
+          const auto ai = Simd::set1(a[i]);
+#pragma GCC unroll 8
+          for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+        }
+      }
+    }
+  }
+  flush();
+}
+
+template <int Vectors, typename Sequence>
+struct PlaceTilesByRows;
+
+template <int Vectors, int... RowsMinusOne>
+struct PlaceTilesByRows<Vectors, std::integer_sequence<int, RowsMinusOne...>> {
+  static constexpr GemmRowsFn kRows[] = {&rows_tile<RowsMinusOne + 1, Vectors>...};
+  static constexpr GemmColumnsFn kColumns[] = {&columns_tile<RowsMinusOne + 1, Vectors>...};
+};
+
+template <int MaxRows, int Vectors>
+constexpr GemmPlaceFamily place_family() {
+  using Tiles = PlaceTilesByRows<Vectors, std::make_integer_sequence<int, MaxRows>>;
+  return {Vectors, MaxRows, Tiles::kRows, Tiles::kColumns};
 }
 
 }  // namespace

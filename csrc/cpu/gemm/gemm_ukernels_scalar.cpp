@@ -13,6 +13,8 @@ const GemmKernels kGemmKernelsScalar = {
     gemm_family<3, 3, AForm::kPacked>(),
     gemm_family<4, 2, AForm::kPanel>(),
     gemm_family<4, 1, AForm::kPanel>(),
+    place_family<4, 2>(),
+    place_family<4, 1>(),
 };
 
 }  // namespace fastconv::cpu

@@ -2,6 +2,7 @@
 #include "cpu/runtime/trace.h"
 
 #include <atomic>
+#include <cstring>
 
 namespace fastconv::cpu {
 namespace {
@@ -15,6 +16,7 @@ struct AtomicRecord {
 
 AtomicRecord records[kKernelCount];
 std::atomic<int> last_kernel{-1};
+std::atomic<const char*> forced[kKernelCount];
 
 }  // namespace
 
@@ -43,6 +45,36 @@ KernelRecord last_record() {
   const int kernel = last_kernel.load(std::memory_order_relaxed);
   if (kernel < 0) return {nullptr, Isa::kScalar};
   return last_record(static_cast<KernelId>(kernel));
+}
+
+const char* const* kernel_algorithms(KernelId kernel) {
+  static constexpr const char* kGather[] = {"panel", "pixel_vectors", "channel_vectors",
+                                            "rows",  "winograd",      "depthwise",
+                                            "torch", nullptr};
+  static constexpr const char* kGradWeight[] = {"panel",     "direct", "dot",  "rows",
+                                                "depthwise", "torch",  nullptr};
+  static constexpr const char* kNone[] = {nullptr};
+  switch (kernel) {
+    case KernelId::kConv2dForward:
+    case KernelId::kConv2dGradInput:
+      return kGather;
+    case KernelId::kConv2dGradWeight:
+      return kGradWeight;
+    default:
+      return kNone;
+  }
+}
+
+void force_algorithm(KernelId kernel, const char* algorithm) {
+  forced[static_cast<int>(kernel)].store(algorithm, std::memory_order_relaxed);
+}
+
+const char* forced_algorithm(KernelId kernel) {
+  return forced[static_cast<int>(kernel)].load(std::memory_order_relaxed);
+}
+
+bool is_other(const char* forced, const char* algorithm) {
+  return forced != nullptr && std::strcmp(forced, algorithm) != 0;
 }
 
 }  // namespace fastconv::cpu

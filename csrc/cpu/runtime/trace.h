@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Remembers which algorithm and ISA served the last call of each kernel, so that tests and
-// fastconv.runtime can prove what ran. Safe to call from any thread; the last writer wins.
+// fastconv.runtime can prove what ran, and holds the algorithm somebody wants to force. Safe to
+// call from any thread; the last writer wins.
 #pragma once
 
 #include "cpu/runtime/isa.h"
@@ -32,5 +33,15 @@ KernelRecord last_record(KernelId kernel);
 
 // The record of the most recent kernel of any kind.
 KernelRecord last_record();
+
+// The algorithms among which a kernel chooses, ended by nullptr; empty when there is no choice.
+const char* const* kernel_algorithms(KernelId kernel);
+
+// Makes `kernel` use one of its algorithms; nullptr gives the choice back.
+void force_algorithm(KernelId kernel, const char* algorithm);
+const char* forced_algorithm(KernelId kernel);
+
+// Whether `forced` names an algorithm, and not this one.
+bool is_other(const char* forced, const char* algorithm);
 
 }  // namespace fastconv::cpu

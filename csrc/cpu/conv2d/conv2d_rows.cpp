@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: MIT
+// Where the channels of a pixel lie side by side, an input pixel is a row of a matrix as it stands:
+// the register tile takes a pointer per output pixel and tap, to the input pixel that tap reads or
+// to zeros where it lies outside, and its vectors run along the output channels. Any stride,
+// dilation and padding, no panel, no padded copy.
+//
+// Other layouts are brought into this one block by block: the input rows of a block are transposed
+// into scratch once for all taps, the results are transposed back.
+#include "cpu/conv2d/conv2d_rows.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/checked.h"
+#include "cpu/conv2d/conv2d_pixels.h"
+#include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/runtime/parallel.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// A block's input and output stay in L2 while the weights of one block of output channels after the
+// other stream past them.
+constexpr int64_t kBlockFloats = 96 * 1024;
+constexpr int64_t kMaxBlockPixels = 14 * 32;
+
+bool input_in_place(const GatherConv& conv) {
+  return conv.input_strides.channel == 1;
+}
+bool output_in_place(const GatherConv& conv) {
+  return conv.output_strides.channel == 1;
+}
+
+const GemmPlaceFamily& tile_family(Isa isa, int64_t channels) {
+  const GemmKernels& kernels = gemm_kernels(isa);
+  return channels > kernels.lanes ? kernels.place_wide : kernels.place_narrow;
+}
+
+int64_t block_channels(Isa isa) {
+  const GemmKernels& kernels = gemm_kernels(isa);
+  return kernels.place_wide.vectors * kernels.lanes;
+}
+
+// Floats of the packed weights of one group; every block of output channels is padded to vectors.
+int64_t group_weight_floats(const GatherPlan& plan, const GatherConv& conv) {
+  return round_up(conv.out_channels, gemm_kernels(plan.isa).lanes) * conv.in_channels * conv.taps();
+}
+
+// The input rows that `grid_rows` neighbouring grid rows reach.
+struct InputRows {
+  InputRows(const GatherConv& conv, int64_t grid_rows) {
+    const auto [first, last] = std::minmax_element(conv.tap_rows.begin(), conv.tap_rows.end());
+    top = *first;
+    count = std::min((grid_rows - 1) * conv.step_height + *last - *first + 1, conv.in_height);
+  }
+  int64_t top;    // first input row relative to the first grid row's
+  int64_t count;  // at most the rows of the image
+};
+
+// Packs w[tap][channel][column] of the block of output channels that starts at `o`.
+void pack_block(const GatherPlan& plan, const GatherConv& conv, int64_t group, int64_t o,
+                const std::vector<int64_t>& targets, float* target) {
+  const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
+  const int64_t columns = std::min(block_channels(plan.isa), conv.out_channels - o);
+  const int64_t pitch = round_up(columns, gemm_kernels(plan.isa).lanes);
+  const float* source = conv.weight + group * conv.weight_group + o * conv.weight_out;
+  if (conv.weight_in == conv.weight_taps) {
+    kernels.pack_columns({columns, static_cast<int64_t>(targets.size()), source, conv.weight_out,
+                          targets.data(), target, pitch});
+    return;
+  }
+  for (int64_t c = 0; c < conv.in_channels; ++c)
+    kernels.pack_columns({columns, conv.weight_taps, source + c * conv.weight_in, conv.weight_out,
+                          targets.data(), target + c * pitch, pitch});
+}
+
+void pack_weights(const GatherPlan& plan, const GatherConv& conv, float* packed) {
+  // Row of the packed block that each weight of [channel][tap] goes to; -1: takes no part. Without
+  // neighbouring channels in memory only those of channel 0.
+  const int64_t channels = conv.weight_in == conv.weight_taps ? conv.in_channels : 1;
+  std::vector<int64_t> targets(channels * conv.weight_taps, -1);
+  int64_t tap = 0;
+  for (int64_t r : conv.weight_rows)
+    for (int64_t q : conv.weight_columns) {
+      for (int64_t c = 0; c < channels; ++c)
+        targets[c * conv.weight_taps + r + q] = tap * conv.in_channels + c;
+      ++tap;
+    }
+  const int64_t block = block_channels(plan.isa);
+  const int64_t row_blocks = ceil_div(conv.out_channels, block);
+  const int64_t pieces = conv.groups * row_blocks;
+  const int64_t floats = conv.weights();
+  const int64_t slots = std::min(pieces, worthwhile_threads(4 * floats, 8 * floats));
+  parallel_for(slots, [&](int64_t slot) {
+    for (int64_t p = pieces * slot / slots; p < pieces * (slot + 1) / slots; ++p) {
+      const int64_t group = p / row_blocks;
+      const int64_t o = p % row_blocks * block;
+      pack_block(
+          plan, conv, group, o, targets,
+          packed + group * group_weight_floats(plan, conv) + o * conv.in_channels * conv.taps());
+    }
+  });
+}
+
+// Works on blocks of pixels, in one slot: several whole images, or some grid rows of one.
+class RowsWork {
+ public:
+  RowsWork(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
+      : plan_(plan),
+        conv_(conv),
+        kernels_(conv2d_kernels(plan.isa)),
+        block_channels_(block_channels(plan.isa)),
+        tile_pixels_(gemm_kernels(plan.isa).place_wide.max_rows),
+        weights_(weights),
+        zeros_(scratch),
+        copy_(zeros_ + round_up(conv.in_channels, 16)),
+        output_(copy_ + (input_in_place(conv) ? 0 : copy_floats(plan, conv))) {
+    std::memset(zeros_, 0, sizeof(float) * conv.in_channels);
+  }
+
+  static int64_t copy_floats(const GatherPlan& plan, const GatherConv& conv) {
+    return round_up(plan.block_images * InputRows(conv, plan.strip_rows).count * conv.in_width *
+                        conv.in_channels,
+                    16);
+  }
+
+  void run(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+    locate_input(group, image, images, first_row, rows);
+    locate_tiles(group, image, images, first_row, rows);
+    for (int64_t o = 0; o < conv_.out_channels; o += block_channels_) {
+      const int64_t channels = std::min(block_channels_, conv_.out_channels - o);
+      multiply(group, o, channels);
+      if (!output_in_place(conv_)) unpack(group, o, channels, image, images, first_row, rows);
+    }
+  }
+
+ private:
+  // After this the pixel (n, row, column) of the block's input lies at
+  // input_ + n * image_pitch_ + row * row_pitch_ + column * pixel_pitch_.
+  void locate_input(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+    const Strides4& in = conv_.input_strides;
+    const float* source = conv_.input + image * in.batch + group * conv_.in_channels * in.channel;
+    if (input_in_place(conv_)) {
+      input_ = source;
+      image_pitch_ = in.batch;
+      row_pitch_ = in.row;
+      pixel_pitch_ = in.column;
+      return;
+    }
+    const InputRows used(conv_, rows);
+    const int64_t top =
+        std::clamp<int64_t>(first_row * conv_.step_height + used.top, 0, conv_.in_height);
+    const int64_t end =
+        std::clamp<int64_t>((first_row + rows - 1) * conv_.step_height +
+                                *std::max_element(conv_.tap_rows.begin(), conv_.tap_rows.end()) + 1,
+                            top, conv_.in_height);
+    pixel_pitch_ = conv_.in_channels;
+    row_pitch_ = conv_.in_width * pixel_pitch_;
+    image_pitch_ = (end - top) * row_pitch_;
+    input_ = copy_ - top * row_pitch_;
+    // Rows that follow each other without a gap are one long row.
+    const bool dense = in.row == conv_.in_width * in.column;
+    const int64_t pieces = dense ? 1 : end - top;
+    const int64_t pixels = dense ? (end - top) * conv_.in_width : conv_.in_width;
+    for (int64_t n = 0; n < images; ++n)
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        kernels_.copy_block({conv_.in_channels, pixels,
+                             source + n * in.batch + (top + piece) * in.row, in.channel, in.column,
+                             copy_ + n * image_pitch_ + piece * row_pitch_, 1, pixel_pitch_});
+  }
+
+  // Lists, for every tile of the block's flat pixels, the taps that reach the input, a pointer per
+  // such tap and pixel, and a pointer to each pixel's results.
+  void locate_tiles(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+    const Strides4& out = conv_.output_strides;
+    const bool in_place = output_in_place(conv_);
+    const int64_t output_pitch = std::min(block_channels_, conv_.out_channels);
+    float* results = conv_.output + image * out.batch + group * conv_.out_channels * out.channel;
+    tiles_.clear();
+    sources_.clear();
+    taps_.clear();
+    targets_.clear();
+    const int64_t pixels = images * rows * conv_.grid_width;
+    struct Pixel {
+      int64_t image, row, column;
+    } at[64];
+    for (int64_t first = 0; first < pixels; first += tile_pixels_) {
+      const int64_t count = std::min(tile_pixels_, pixels - first);
+      for_each_pixel_run(
+          first, count, rows, conv_.grid_width,
+          [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
+            for (int64_t l = 0; l < length; ++l) {
+              at[offset + l] = {n, (first_row + i) * conv_.step_height, (j + l) * conv_.step_width};
+              targets_.push_back(in_place ? results + n * out.batch + (first_row + i) * out.row +
+                                                (j + l) * out.column
+                                          : output_ + (first + offset + l) * output_pitch);
+            }
+          });
+      Tile tile{count, 0, static_cast<int64_t>(sources_.size()), static_cast<int64_t>(taps_.size()),
+                first};
+      int64_t tap = 0;
+      for (int64_t tap_row : conv_.tap_rows)
+        for (int64_t tap_column : conv_.tap_columns) {
+          const size_t start = sources_.size();
+          bool reached = false;
+          for (int64_t l = 0; l < count; ++l) {
+            const int64_t row = at[l].row + tap_row;
+            const int64_t column = at[l].column + tap_column;
+            const bool inside =
+                row >= 0 && row < conv_.in_height && column >= 0 && column < conv_.in_width;
+            reached = reached || inside;
+            sources_.push_back(inside ? input_ + at[l].image * image_pitch_ + row * row_pitch_ +
+                                            column * pixel_pitch_
+                                      : zeros_);
+          }
+          if (reached) {
+            taps_.push_back(tap * conv_.in_channels);
+            ++tile.taps;
+          } else {
+            sources_.resize(start);
+          }
+          ++tap;
+        }
+      tiles_.push_back(tile);
+    }
+  }
+
+  void multiply(int64_t group, int64_t o, int64_t channels) const {
+    const GemmPlaceFamily& family = tile_family(plan_.isa, channels);
+    GemmRowsTile call{};
+    call.depth = conv_.in_channels;
+    call.b =
+        weights_ + group * group_weight_floats(plan_, conv_) + o * conv_.in_channels * conv_.taps();
+    call.c_offset = output_in_place(conv_) ? o : 0;
+    call.columns = channels;
+    call.column_init =
+        conv_.bias == nullptr ? nullptr : conv_.bias + group * conv_.out_channels + o;
+    for (const Tile& tile : tiles_) {
+      call.segments = tile.taps;
+      call.a = sources_.data() + tile.first_source;
+      call.b_offsets = taps_.data() + tile.first_tap;
+      call.c = targets_.data() + tile.first_pixel;
+      family.rows[tile.pixels - 1](call);
+    }
+  }
+
+  void unpack(int64_t group, int64_t o, int64_t channels, int64_t image, int64_t images,
+              int64_t first_row, int64_t rows) const {
+    const Strides4& out = conv_.output_strides;
+    const int64_t pitch = std::min(block_channels_, conv_.out_channels);
+    const bool dense = out.row == conv_.grid_width * out.column;
+    const int64_t pieces = dense ? 1 : rows;
+    const int64_t pixels = dense ? rows * conv_.grid_width : conv_.grid_width;
+    float* target = conv_.output + image * out.batch +
+                    (group * conv_.out_channels + o) * out.channel + first_row * out.row;
+    for (int64_t n = 0; n < images; ++n)
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        kernels_.copy_block({channels, pixels, output_ + (n * pieces + piece) * pixels * pitch, 1,
+                             pitch, target + n * out.batch + piece * out.row, out.channel,
+                             out.column});
+  }
+
+  struct Tile {
+    int64_t pixels;
+    int64_t taps;          // that reach the input for any of its pixels
+    int64_t first_source;  // index into sources_: [taps, pixels]
+    int64_t first_tap;     // index into taps_
+    int64_t first_pixel;   // index into targets_
+  };
+
+  const GatherPlan& plan_;
+  const GatherConv& conv_;
+  const Conv2dKernels& kernels_;
+  const int64_t block_channels_;
+  const int64_t tile_pixels_;
+  const float* weights_;
+  float* zeros_;
+  float* copy_;
+  float* output_;
+  const float* input_ = nullptr;
+  int64_t image_pitch_ = 0;
+  int64_t row_pitch_ = 0;
+  int64_t pixel_pitch_ = 0;
+  std::vector<Tile> tiles_;
+  std::vector<const float*> sources_;
+  std::vector<int64_t> taps_;  // row of the packed weights at which the tap starts
+  std::vector<float*> targets_;
+};
+
+int64_t slot_floats(const GatherPlan& plan, const GatherConv& conv) {
+  const int64_t pixels = plan.block_images * plan.strip_rows * conv.grid_width;
+  return round_up(conv.in_channels, 16) +
+         (input_in_place(conv) ? 0 : RowsWork::copy_floats(plan, conv)) +
+         (output_in_place(conv)
+              ? 0
+              : round_up(pixels * std::min(block_channels(plan.isa), conv.out_channels), 16));
+}
+
+int64_t weight_floats(const GatherPlan& plan, const GatherConv& conv) {
+  return round_up(conv.groups * group_weight_floats(plan, conv), 16);
+}
+
+}  // namespace
+
+void plan_rows(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
+  const int64_t plane = conv.grid_height * conv.grid_width;
+  const int64_t pixel_floats =
+      conv.in_channels * conv.step_height * conv.step_width + conv.out_channels;
+  const int64_t tile = gemm_kernels(plan->isa).place_wide.max_rows;
+  int64_t pixels = std::clamp(kBlockFloats / pixel_floats, 4 * tile, kMaxBlockPixels);
+  // Enough blocks for every thread.
+  const int64_t shares = conv.groups >= threads ? 1 : threads;
+  pixels = std::min(pixels, ceil_div(conv.batch * plane, shares));
+  plan->block_images = std::max<int64_t>(1, pixels / plane);
+  plan->strip_rows = conv.grid_height;
+  int64_t blocks = ceil_div(conv.batch, plan->block_images);
+  if (pixels < plane) {
+    const int64_t rows = std::max<int64_t>(1, pixels / conv.grid_width);
+    plan->strip_rows = ceil_div(conv.grid_height, ceil_div(conv.grid_height, rows));
+    blocks = conv.batch * ceil_div(conv.grid_height, plan->strip_rows);
+  }
+  plan->slots = std::min(threads, conv.groups * blocks);
+}
+
+int64_t rows_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
+  return weight_floats(plan, conv) + plan.slots * slot_floats(plan, conv);
+}
+
+void run_rows(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
+  pack_weights(plan, conv, scratch);
+  float* slots = scratch + weight_floats(plan, conv);
+  const int64_t strips = ceil_div(conv.grid_height, plan.strip_rows);
+  const int64_t image_blocks = ceil_div(conv.batch, plan.block_images);
+  const int64_t units = conv.groups * image_blocks * strips;
+  parallel_for(plan.slots, [&](int64_t slot) {
+    RowsWork work(plan, conv, scratch, slots + slot * slot_floats(plan, conv));
+    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+      const int64_t first_row = u % strips * plan.strip_rows;
+      const int64_t image = u / strips % image_blocks * plan.block_images;
+      work.run(u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
+               first_row, std::min(plan.strip_rows, conv.grid_height - first_row));
+    }
+  });
+}
+
+}  // namespace fastconv::cpu
