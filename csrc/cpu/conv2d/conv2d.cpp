@@ -16,13 +16,27 @@ namespace {
 
 constexpr const char* kDepthwise = "depthwise";
 
-void fill_zero(const GatherConv& conv) {
-  for (int64_t n = 0; n < conv.batch; ++n)
-    for (int64_t o = 0; o < conv.groups * conv.out_channels; ++o)
-      for (int64_t i = 0; i < conv.grid_height; ++i)
-        for (int64_t j = 0; j < conv.grid_width; ++j)
-          conv.output[n * conv.output_strides.batch + o * conv.output_strides.channel +
-                      i * conv.output_strides.row + j * conv.output_strides.column] = 0.0f;
+// Clears the whole input gradient: some inputs are reached by no tap. Strided stores of zeros
+// between the others would touch every cache line twice.
+void fill_zero(const Conv2dGradInput& call, int64_t threads) {
+  const Conv2dShape& s = call.shape;
+  const Strides4& gi = call.grad_input_strides;
+  const bool by_pixel = gi.channel == 1;
+  const int64_t lines = by_pixel ? s.in_pixels() : s.in_channels * s.in_height;
+  const int64_t slots = std::min(threads, s.batch);
+  parallel_for(slots, [&](int64_t slot) {
+    for (int64_t n = s.batch * slot / slots; n < s.batch * (slot + 1) / slots; ++n) {
+      float* image = call.grad_input + n * gi.batch;
+      for (int64_t l = 0; l < lines; ++l) {
+        const int64_t width = by_pixel ? s.in_width : s.in_height;
+        float* line = image + l / width * (by_pixel ? gi.row : gi.channel) +
+                      l % width * (by_pixel ? gi.column : gi.row);
+        const int64_t step = by_pixel ? 1 : gi.column;
+        const int64_t count = by_pixel ? s.in_channels : s.in_width;
+        for (int64_t i = 0; i < count; ++i) line[i * step] = 0.0f;
+      }
+    }
+  });
 }
 
 GatherConv forward_gather(const Conv2dForward& call, const char* forced) {
@@ -169,11 +183,13 @@ void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, floa
     depthwise_grad_input(plan, call, scratch);
     return;
   }
+  bool some_unreached = false;
   for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
-    if (conv.taps() == 0) {
-      fill_zero(conv);
-      return;
-    }
+    some_unreached = some_unreached || conv.taps() == 0;
+  });
+  if (some_unreached) fill_zero(call, plan.threads);
+  for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
+    if (conv.taps() == 0) return;
     const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
     record_kernel(KernelId::kConv2dGradInput, gather_algorithm_name(gather.algorithm), plan.isa);
     run_gather(gather, conv, scratch);

@@ -38,13 +38,22 @@ struct Costs {
 
 Costs estimate_costs(const GatherConv& conv, int64_t lanes) {
   const bool transposed = conv.input_strides.column != 1;  // channels_last input
-  const double move = transposed ? 6.0 : 2.5;
+  const double move = transposed ? 10.0 : 2.5;
   // Rows shorter than a vector are moved in as many steps as longer ones.
   const double row_waste = 1.0 + 0.5 * static_cast<double>(lanes) / conv.grid_width;
   return {static_cast<double>(lanes), 0.5 * static_cast<double>(conv.out_channels),
           move * row_waste,
           move * row_waste * static_cast<double>(conv.step_height * conv.step_width) /
               static_cast<double>(conv.taps())};
+}
+
+// Tiles that straddle images or rows, and results whose columns are not neighbours, are stored
+// through a block.
+double panel_cost(const GatherConv& conv, const Costs& costs) {
+  const double depth = static_cast<double>(conv.in_channels * conv.taps());
+  const bool in_place = conv.output_strides.column == 1;
+  const double unpack = (in_place ? 1.0 : 6.0) * static_cast<double>(conv.out_channels) / depth;
+  return costs.multiply * 1.05 + costs.pack + unpack;
 }
 
 double pixel_vector_cost(const GatherConv& conv, const Costs& costs) {
@@ -88,7 +97,7 @@ double rows_cost(const GatherConv& conv, const Costs& costs) {
   const double channel_waste = costs.lanes * std::ceil(channels / costs.lanes) / channels;
   // A tile fetches a pointer per pixel and tap, and stores partial sums.
   const double multiply =
-      costs.multiply * channel_waste * 1.05 + 8.0 * channels / (32.0 * conv.in_channels);
+      costs.multiply * channel_waste * 1.03 + 8.0 * channels / (32.0 * conv.in_channels);
   const double steps = static_cast<double>(conv.step_height * conv.step_width);
   const double copy = conv.input_strides.channel == 1 ? 0.0 : 6.0 * steps / taps;
   const double unpack = conv.output_strides.channel == 1 ? 0.0 : 6.0 * channels / depth;
@@ -102,18 +111,17 @@ double winograd_cost(const GatherConv& conv, const Costs& costs) {
   const double out = static_cast<double>(conv.out_channels);
   const double tile_rows = std::ceil(0.5 * conv.grid_height);
   const double row_tiles = std::ceil(0.5 * conv.grid_width);
-  const double pixels = static_cast<double>(conv.grid_height * conv.grid_width);
-  const double tile_waste = 4.0 * tile_rows * row_tiles / pixels;
-  const double lane_waste = costs.lanes * std::ceil(row_tiles / costs.lanes) / row_tiles;
-  // Cycles per vector of Winograd tiles; a tile stands for four pixels of nine taps.
-  constexpr double kInputCycles = 230.0;   // per input channel: copy the patch, transform it
-  constexpr double kOutputCycles = 100.0;  // per output channel
-  constexpr double kWeightCycles = 60.0;   // per vector of weights
+  const double tile_waste =
+      4.0 * tile_rows * row_tiles / static_cast<double>(conv.grid_height * conv.grid_width);
+  const double channel_waste = costs.lanes * std::ceil(out / costs.lanes) / out;
+  // Cycles per `lanes` Winograd tiles; a transposition moves four vectors of pixels.
+  const double in_cycles = conv.input_strides.channel == 1 ? 35.0 : 60.0;
+  const double out_cycles = conv.output_strides.channel == 1 ? 30.0 : 55.0;
+  constexpr double kWeightCycles = 60.0;
   const double tiles = conv.batch * tile_rows * row_tiles;
-  const double multiply = 16.0 * costs.multiply * in * 1.08;
-  const double transforms = lane_waste * (kInputCycles * in + kOutputCycles * out);
-  const double weights = kWeightCycles * in * out / tiles;
-  return (multiply + transforms + weights) * tile_waste / (4.0 * 9.0 * in);
+  const double multiply = 16.0 * costs.multiply * channel_waste * in * 1.08;
+  const double transforms = in_cycles * in + out_cycles * out;
+  return (multiply + transforms + kWeightCycles * in * out / tiles) * tile_waste / (4.0 * 9.0 * in);
 }
 
 // The algorithm with the least estimated cost among those that can serve the gather, or the forced
@@ -130,7 +138,7 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
     plan->algorithm = algorithm;
     plan->possible = true;
   };
-  consider(GatherAlgorithm::kPanel, costs.multiply + costs.pack);
+  consider(GatherAlgorithm::kPanel, panel_cost(conv, costs));
   consider(GatherAlgorithm::kRows, rows_cost(conv, costs));
   // A copied strip holds all columns between the taps: with a wide stride most would go unused.
   if (conv.step_width > kMaxStripStep || conv.step_height > kMaxStripStep) return;

@@ -79,9 +79,9 @@ struct GatherPlan {
   int64_t block_rows;      // output channels of one block of packed weights
   int64_t block_channels;  // panel: input channels reduced per pass; else all
   bool wide_tiles;         // few output channels: more pixels per tile instead
-  int64_t block_tiles;     // panel, winograd: GEMM tiles packed at a time
-  int64_t strip_rows;      // strips, rows: grid rows of one image computed at a time
-  int64_t block_images;    // rows: whole images computed at a time
+  int64_t block_tiles;     // panel: GEMM tiles packed at a time
+  int64_t strip_rows;      // grid rows of one image computed at a time (winograd: rows of tiles)
+  int64_t block_images;    // rows, winograd: whole images computed at a time
   int64_t tile_width;      // channel_vectors: index into Conv2dKernels::channel_*
 };
 

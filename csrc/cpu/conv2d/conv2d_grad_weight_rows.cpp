@@ -13,6 +13,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_grad_weight.h"
+#include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -30,7 +31,6 @@ struct WeightPlan {
   int64_t slots;
   int64_t chunk_images;  // whole images per chunk, or
   int64_t chunk_rows;    // rows of one image
-  bool in_place;         // the input's channels lie side by side
 };
 
 int64_t part_channels(const WeightPlan& plan, const Conv2dShape& s) {
@@ -45,24 +45,29 @@ int64_t units(const WeightPlan& plan, const Conv2dShape& s) {
   return s.groups * plan.parts * plan.slices;
 }
 
-// Input rows that `rows` neighbouring output rows reach, at most.
-int64_t input_rows(const Conv2dShape& s, int64_t rows) {
-  return std::min((rows - 1) * s.stride_height + (s.kernel_height - 1) * s.dilation_height + 1,
-                  s.in_height);
+// Input rows from the first to the last that `rows` neighbouring output rows reach.
+int64_t reached_rows(const Conv2dShape& s, int64_t rows) {
+  return (rows - 1) * s.stride_height + (s.kernel_height - 1) * s.dilation_height + 1;
+}
+
+PixelSource part_input(const Conv2dGradWeight& call, int64_t image, int64_t channel,
+                       int64_t channels) {
+  const Strides4& in = call.input_strides;
+  return {call.input + image * in.batch + channel * in.channel, in, channels, call.shape.in_height,
+          call.shape.in_width};
 }
 
 struct ScratchLayout {
-  ScratchLayout(const WeightPlan& plan, const Conv2dShape& s) {
+  ScratchLayout(const WeightPlan& plan, const Conv2dGradWeight& call) {
+    const Conv2dShape& s = call.shape;
     const GemmKernels& gemm = gemm_kernels(plan.isa);
     const int64_t width = gemm.place_wide.vectors * gemm.lanes;
     out_pitch = round_up(s.group_out_channels(), gemm.lanes);
     sum_rows = part_channels(plan, s) * s.taps() + 1;  // the last one is the bias gradient
     sums = sum_rows * out_pitch;
     packed = plan.chunk_images * plan.chunk_rows * s.out_width * width;
-    copy = plan.in_place ? 0
-                         : round_up(plan.chunk_images * input_rows(s, plan.chunk_rows) *
-                                        s.in_width * part_channels(plan, s),
-                                    16);
+    copy = pixel_rows_floats(part_input(call, 0, 0, part_channels(plan, s)), plan.chunk_images,
+                             reached_rows(s, plan.chunk_rows));
   }
   int64_t total() const { return sums + packed + copy; }
 
@@ -83,7 +88,7 @@ class RowsBlock {
         s_(call.shape),
         gemm_(gemm_kernels(plan.isa)),
         kernels_(conv2d_kernels(plan.isa)),
-        layout_(plan, call.shape),
+        layout_(plan, call),
         group_(group),
         c0_(part * part_channels(plan, call.shape)),
         channels_(std::min(part_channels(plan, call.shape), call.shape.group_in_channels() - c0_)),
@@ -130,37 +135,11 @@ class RowsBlock {
   }
 
  private:
-  // After this the pixel (n, row, column) of the chunk's input lies at
-  // input_ + n * image_pitch_ + row * row_pitch_ + column * pixel_pitch_.
   void locate_input() {
-    const Strides4& in = call_.input_strides;
-    const float* source =
-        call_.input + image_ * in.batch + (group_ * s_.group_in_channels() + c0_) * in.channel;
-    if (plan_.in_place) {
-      input_ = source;
-      image_pitch_ = in.batch;
-      row_pitch_ = in.row;
-      pixel_pitch_ = in.column;
-      return;
-    }
-    const int64_t top =
-        std::clamp<int64_t>(first_row_ * s_.stride_height - s_.padding_height, 0, s_.in_height);
-    const int64_t end =
-        std::clamp<int64_t>((first_row_ + rows_ - 1) * s_.stride_height - s_.padding_height +
-                                (s_.kernel_height - 1) * s_.dilation_height + 1,
-                            top, s_.in_height);
-    pixel_pitch_ = channels_;
-    row_pitch_ = s_.in_width * pixel_pitch_;
-    image_pitch_ = (end - top) * row_pitch_;
-    input_ = copy_ - top * row_pitch_;
-    const bool dense = in.row == s_.in_width * in.column;
-    const int64_t pieces = dense ? 1 : end - top;
-    const int64_t pixels = dense ? (end - top) * s_.in_width : s_.in_width;
-    for (int64_t n = 0; n < images_; ++n)
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        kernels_.copy_block({channels_, pixels, source + n * in.batch + (top + piece) * in.row,
-                             in.channel, in.column, copy_ + n * image_pitch_ + piece * row_pitch_,
-                             1, pixel_pitch_});
+    const PixelSource source =
+        part_input(call_, image_, group_ * s_.group_in_channels() + c0_, channels_);
+    const int64_t top = first_row_ * s_.stride_height - s_.padding_height;
+    input_ = pixel_rows(kernels_, source, images_, top, top + reached_rows(s_, rows_), copy_);
   }
 
   // Output columns [begin, end) at which kernel column q reads inside the input.
@@ -181,7 +160,7 @@ class RowsBlock {
 
   // The runs of pixels each tap reads inside the input; runs that continue each other are one.
   void list_runs() {
-    const int64_t step = s_.stride_width * pixel_pitch_;
+    const int64_t step = s_.stride_width * input_.pixel_pitch;
     for (int64_t r = 0; r < s_.kernel_height; ++r)
       for (int64_t q = 0; q < s_.kernel_width; ++q) {
         std::vector<GemmRun>& runs = runs_[r * s_.kernel_width + q];
@@ -196,7 +175,8 @@ class RowsBlock {
             const int64_t row =
                 (first_row_ + i) * s_.stride_height + r * s_.dilation_height - s_.padding_height;
             if (row < 0 || row >= s_.in_height) continue;
-            const int64_t a = n * image_pitch_ + row * row_pitch_ + column * pixel_pitch_;
+            const int64_t a =
+                n * input_.image_pitch + row * input_.row_pitch + column * input_.pixel_pitch;
             const int64_t b = (n * rows_ + i) * s_.out_width + columns.begin;
             GemmRun* last = runs.empty() ? nullptr : &runs.back();
             if (last != nullptr && last->a + last->depth * step == a &&
@@ -218,13 +198,13 @@ class RowsBlock {
       const int64_t blocks = ceil_div(channels_, family.max_rows);
       const int64_t block = ceil_div(channels_, blocks);
       GemmColumnsTile tile{};
-      tile.a_step = s_.stride_width * pixel_pitch_;
+      tile.a_step = s_.stride_width * input_.pixel_pitch;
       tile.b = packed_;
       tile.c_pitch = layout_.out_pitch;
       tile.accumulate = accumulate;
       for (int64_t c = 0; c < channels_; c += block) {
         const int64_t height = std::min(block, channels_ - c);
-        tile.a = input_ + c;
+        tile.a = input_.origin + c;
         for (int64_t tap = 0; tap < s_.taps(); ++tap) {
           tile.runs = runs_[tap].data();
           tile.run_count = static_cast<int64_t>(runs_[tap].size());
@@ -281,17 +261,13 @@ class RowsBlock {
   int64_t images_ = 0;
   int64_t first_row_ = 0;
   int64_t rows_ = 0;
-  const float* input_ = nullptr;
-  int64_t image_pitch_ = 0;
-  int64_t row_pitch_ = 0;
-  int64_t pixel_pitch_ = 0;
+  PixelRows input_{};
 };
 
 WeightPlan plan_blocks(const Conv2dGradWeight& call, Isa isa, int64_t threads) {
   const Conv2dShape& s = call.shape;
   WeightPlan plan{};
   plan.isa = isa;
-  plan.in_place = call.input_strides.channel == 1;
   const int64_t wanted = ceil_div(threads, s.groups);
   const int64_t tile = gemm_kernels(isa).place_wide.max_rows;
   plan.parts = std::clamp<int64_t>(s.group_in_channels() / (2 * tile), 1, wanted);
@@ -315,13 +291,13 @@ int64_t kept_blocks(const WeightPlan& plan, const Conv2dShape& s) {
 
 int64_t weight_rows_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads) {
   const WeightPlan plan = plan_blocks(call, isa, threads);
-  return kept_blocks(plan, call.shape) * ScratchLayout(plan, call.shape).total();
+  return kept_blocks(plan, call.shape) * ScratchLayout(plan, call).total();
 }
 
 void grad_weight_rows(const Conv2dPlan& call_plan, const Conv2dGradWeight& call, float* scratch) {
   const Conv2dShape& s = call.shape;
   const WeightPlan plan = plan_blocks(call, call_plan.isa, call_plan.threads);
-  const int64_t floats = ScratchLayout(plan, s).total();
+  const int64_t floats = ScratchLayout(plan, call).total();
   const int64_t unit_count = units(plan, s);
   const auto block = [&](int64_t unit, int64_t memory) {
     return RowsBlock(plan, call, unit / plan.slices / plan.parts, unit / plan.slices % plan.parts,

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/checked.h"
+#include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_pixels.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
@@ -21,10 +22,12 @@
 namespace fastconv::cpu {
 namespace {
 
-// A block's input and output stay in L2 while the weights of one block of output channels after the
-// other stream past them.
-constexpr int64_t kBlockFloats = 96 * 1024;
+// A block's input stays in L2, beside the weights of some taps and one block of output channels,
+// which serve all its tiles.
+constexpr int64_t kBlockFloats = 128 * 1024;
+constexpr int64_t kChunkFloats = 32 * 1024;
 constexpr int64_t kMaxBlockPixels = 14 * 32;
+constexpr int64_t kMaxTilePixels = 32;
 
 bool input_in_place(const GatherConv& conv) {
   return conv.input_strides.channel == 1;
@@ -53,11 +56,17 @@ struct InputRows {
   InputRows(const GatherConv& conv, int64_t grid_rows) {
     const auto [first, last] = std::minmax_element(conv.tap_rows.begin(), conv.tap_rows.end());
     top = *first;
-    count = std::min((grid_rows - 1) * conv.step_height + *last - *first + 1, conv.in_height);
+    reach = (grid_rows - 1) * conv.step_height + *last - *first + 1;
   }
   int64_t top;    // first input row relative to the first grid row's
-  int64_t count;  // at most the rows of the image
+  int64_t reach;  // rows from there to the last one
 };
+
+PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
+  return {conv.input + image * conv.input_strides.batch +
+              group * conv.in_channels * conv.input_strides.channel,
+          conv.input_strides, conv.in_channels, conv.in_height, conv.in_width};
+}
 
 // Packs w[tap][channel][column] of the block of output channels that starts at `o`.
 void pack_block(const GatherPlan& plan, const GatherConv& conv, int64_t group, int64_t o,
@@ -116,18 +125,20 @@ class RowsWork {
         weights_(weights),
         zeros_(scratch),
         copy_(zeros_ + round_up(conv.in_channels, 16)),
-        output_(copy_ + (input_in_place(conv) ? 0 : copy_floats(plan, conv))) {
+        output_(copy_ + copy_floats(plan, conv)) {
     std::memset(zeros_, 0, sizeof(float) * conv.in_channels);
   }
 
   static int64_t copy_floats(const GatherPlan& plan, const GatherConv& conv) {
-    return round_up(plan.block_images * InputRows(conv, plan.strip_rows).count * conv.in_width *
-                        conv.in_channels,
-                    16);
+    return pixel_rows_floats(group_input(conv, 0, 0), plan.block_images,
+                             InputRows(conv, plan.strip_rows).reach);
   }
 
   void run(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
-    locate_input(group, image, images, first_row, rows);
+    const InputRows used(conv_, rows);
+    const int64_t top = first_row * conv_.step_height + used.top;
+    input_ = pixel_rows(kernels_, group_input(conv_, group, image), images, top, top + used.reach,
+                        copy_);
     locate_tiles(group, image, images, first_row, rows);
     for (int64_t o = 0; o < conv_.out_channels; o += block_channels_) {
       const int64_t channels = std::min(block_channels_, conv_.out_channels - o);
@@ -137,40 +148,6 @@ class RowsWork {
   }
 
  private:
-  // After this the pixel (n, row, column) of the block's input lies at
-  // input_ + n * image_pitch_ + row * row_pitch_ + column * pixel_pitch_.
-  void locate_input(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
-    const Strides4& in = conv_.input_strides;
-    const float* source = conv_.input + image * in.batch + group * conv_.in_channels * in.channel;
-    if (input_in_place(conv_)) {
-      input_ = source;
-      image_pitch_ = in.batch;
-      row_pitch_ = in.row;
-      pixel_pitch_ = in.column;
-      return;
-    }
-    const InputRows used(conv_, rows);
-    const int64_t top =
-        std::clamp<int64_t>(first_row * conv_.step_height + used.top, 0, conv_.in_height);
-    const int64_t end =
-        std::clamp<int64_t>((first_row + rows - 1) * conv_.step_height +
-                                *std::max_element(conv_.tap_rows.begin(), conv_.tap_rows.end()) + 1,
-                            top, conv_.in_height);
-    pixel_pitch_ = conv_.in_channels;
-    row_pitch_ = conv_.in_width * pixel_pitch_;
-    image_pitch_ = (end - top) * row_pitch_;
-    input_ = copy_ - top * row_pitch_;
-    // Rows that follow each other without a gap are one long row.
-    const bool dense = in.row == conv_.in_width * in.column;
-    const int64_t pieces = dense ? 1 : end - top;
-    const int64_t pixels = dense ? (end - top) * conv_.in_width : conv_.in_width;
-    for (int64_t n = 0; n < images; ++n)
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        kernels_.copy_block({conv_.in_channels, pixels,
-                             source + n * in.batch + (top + piece) * in.row, in.channel, in.column,
-                             copy_ + n * image_pitch_ + piece * row_pitch_, 1, pixel_pitch_});
-  }
-
   // Lists, for every tile of the block's flat pixels, the taps that reach the input, a pointer per
   // such tap and pixel, and a pointer to each pixel's results.
   void locate_tiles(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
@@ -183,18 +160,19 @@ class RowsWork {
     taps_.clear();
     targets_.clear();
     const int64_t pixels = images * rows * conv_.grid_width;
-    struct Pixel {
-      int64_t image, row, column;
-    } at[64];
     for (int64_t first = 0; first < pixels; first += tile_pixels_) {
       const int64_t count = std::min(tile_pixels_, pixels - first);
+      Pixel at[kMaxTilePixels];
       for_each_pixel_run(
           first, count, rows, conv_.grid_width,
           [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
+            const int64_t row = (first_row + i) * conv_.step_height;
+            const float* source = input_.origin + n * input_.image_pitch + row * input_.row_pitch;
+            float* target = results + n * out.batch + (first_row + i) * out.row;
             for (int64_t l = 0; l < length; ++l) {
-              at[offset + l] = {n, (first_row + i) * conv_.step_height, (j + l) * conv_.step_width};
-              targets_.push_back(in_place ? results + n * out.batch + (first_row + i) * out.row +
-                                                (j + l) * out.column
+              const int64_t column = (j + l) * conv_.step_width;
+              at[offset + l] = {source + column * input_.pixel_pitch, row, column};
+              targets_.push_back(in_place ? target + (j + l) * out.column
                                           : output_ + (first + offset + l) * output_pitch);
             }
           });
@@ -203,23 +181,9 @@ class RowsWork {
       int64_t tap = 0;
       for (int64_t tap_row : conv_.tap_rows)
         for (int64_t tap_column : conv_.tap_columns) {
-          const size_t start = sources_.size();
-          bool reached = false;
-          for (int64_t l = 0; l < count; ++l) {
-            const int64_t row = at[l].row + tap_row;
-            const int64_t column = at[l].column + tap_column;
-            const bool inside =
-                row >= 0 && row < conv_.in_height && column >= 0 && column < conv_.in_width;
-            reached = reached || inside;
-            sources_.push_back(inside ? input_ + at[l].image * image_pitch_ + row * row_pitch_ +
-                                            column * pixel_pitch_
-                                      : zeros_);
-          }
-          if (reached) {
+          if (list_sources(at, count, tap_row, tap_column)) {
             taps_.push_back(tap * conv_.in_channels);
             ++tile.taps;
-          } else {
-            sources_.resize(start);
           }
           ++tap;
         }
@@ -227,7 +191,32 @@ class RowsWork {
     }
   }
 
-  void multiply(int64_t group, int64_t o, int64_t channels) const {
+  struct Pixel {
+    const float* source;  // what tap offset (0, 0) reads
+    int64_t row;          // its place in the input
+    int64_t column;
+  };
+
+  // Appends what one tap reads for each pixel; nothing when it reaches the input for none of them.
+  bool list_sources(const Pixel* at, int64_t count, int64_t tap_row, int64_t tap_column) {
+    const size_t start = sources_.size();
+    const int64_t shift = tap_row * input_.row_pitch + tap_column * input_.pixel_pitch;
+    sources_.resize(start + count);
+    const float** sources = sources_.data() + start;
+    bool reached = false;
+    for (int64_t l = 0; l < count; ++l) {
+      // One unsigned comparison per side: negative places wrap to large ones.
+      const bool inside =
+          static_cast<uint64_t>(at[l].row + tap_row) < static_cast<uint64_t>(conv_.in_height) &&
+          static_cast<uint64_t>(at[l].column + tap_column) < static_cast<uint64_t>(conv_.in_width);
+      reached = reached || inside;
+      sources[l] = inside ? at[l].source + shift : zeros_;
+    }
+    if (!reached) sources_.resize(start);
+    return reached;
+  }
+
+  void multiply(int64_t group, int64_t o, int64_t channels) {
     const GemmPlaceFamily& family = tile_family(plan_.isa, channels);
     GemmRowsTile call{};
     call.depth = conv_.in_channels;
@@ -237,12 +226,24 @@ class RowsWork {
     call.columns = channels;
     call.column_init =
         conv_.bias == nullptr ? nullptr : conv_.bias + group * conv_.out_channels + o;
-    for (const Tile& tile : tiles_) {
-      call.segments = tile.taps;
-      call.a = sources_.data() + tile.first_source;
-      call.b_offsets = taps_.data() + tile.first_tap;
-      call.c = targets_.data() + tile.first_pixel;
-      family.rows[tile.pixels - 1](call);
+    const int64_t taps = conv_.taps();
+    const int64_t width = family.vectors * gemm_kernels(plan_.isa).lanes;
+    const int64_t chunk = std::max<int64_t>(1, kChunkFloats / (width * conv_.in_channels));
+    done_.assign(tiles_.size(), 0);
+    for (int64_t first = 0; first < taps; first += chunk) {
+      const int64_t end = (first + chunk) * conv_.in_channels;
+      call.accumulate = first > 0;
+      for (size_t t = 0; t < tiles_.size(); ++t) {
+        const Tile& tile = tiles_[t];
+        const int64_t* offsets = taps_.data() + tile.first_tap;
+        const int64_t begin = done_[t];
+        while (done_[t] < tile.taps && offsets[done_[t]] < end) ++done_[t];
+        call.segments = done_[t] - begin;
+        call.a = sources_.data() + tile.first_source + begin * tile.pixels;
+        call.b_offsets = offsets + begin;
+        call.c = targets_.data() + tile.first_pixel;
+        if (call.segments > 0 || !call.accumulate) family.rows[tile.pixels - 1](call);
+      }
     }
   }
 
@@ -279,20 +280,17 @@ class RowsWork {
   float* zeros_;
   float* copy_;
   float* output_;
-  const float* input_ = nullptr;
-  int64_t image_pitch_ = 0;
-  int64_t row_pitch_ = 0;
-  int64_t pixel_pitch_ = 0;
+  PixelRows input_{};  // of the block
   std::vector<Tile> tiles_;
   std::vector<const float*> sources_;
   std::vector<int64_t> taps_;  // row of the packed weights at which the tap starts
   std::vector<float*> targets_;
+  std::vector<int64_t> done_;  // per tile: taps of earlier chunks
 };
 
 int64_t slot_floats(const GatherPlan& plan, const GatherConv& conv) {
   const int64_t pixels = plan.block_images * plan.strip_rows * conv.grid_width;
-  return round_up(conv.in_channels, 16) +
-         (input_in_place(conv) ? 0 : RowsWork::copy_floats(plan, conv)) +
+  return round_up(conv.in_channels, 16) + RowsWork::copy_floats(plan, conv) +
          (output_in_place(conv)
               ? 0
               : round_up(pixels * std::min(block_channels(plan.isa), conv.out_channels), 16));
@@ -306,8 +304,8 @@ int64_t weight_floats(const GatherPlan& plan, const GatherConv& conv) {
 
 void plan_rows(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
   const int64_t plane = conv.grid_height * conv.grid_width;
-  const int64_t pixel_floats =
-      conv.in_channels * conv.step_height * conv.step_width + conv.out_channels;
+  const int64_t copied = input_in_place(conv) ? 1 : conv.step_height * conv.step_width;
+  const int64_t pixel_floats = conv.in_channels * copied + block_channels(plan->isa);
   const int64_t tile = gemm_kernels(plan->isa).place_wide.max_rows;
   int64_t pixels = std::clamp(kBlockFloats / pixel_floats, 4 * tile, kMaxBlockPixels);
   // Enough blocks for every thread.

@@ -2,17 +2,23 @@
 // Winograd F(2x2, 3x3): 16 multiplications per input channel where the direct form takes 36. The
 // error is about twice that of direct sums, within the parity rule; F(4x4, 3x3) would not be.
 //
-// The 2 x 2 output tiles of the whole batch are numbered flat. A block of them is transformed into
-// v[coefficient][channel][tile], which stays in L2; then for each block of output channels 16 small
-// matrix products on the GEMM tiles give m[coefficient][row][tile], transformed back at once.
+// Pixels are rows of channels, in place in channels_last and transposed block by block otherwise:
+// the transforms run along the channels and lose no lanes to narrow maps, and the sixteen products
+// are matrix products of row-major operands:
+//
+//   v[coefficient][tile][channel]  x  u[block][coefficient][channel][column]  =
+//   m[coefficient][tile]
+//
+// Per block of 2 x 2 output tiles v is made once; per block of output channels sixteen products
+// follow, and m is transformed back at once.
 #include "cpu/conv2d/conv2d_winograd.h"
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "common/checked.h"
-#include "cpu/conv2d/conv2d_pixels.h"
-#include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/winograd_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -20,186 +26,246 @@
 namespace fastconv::cpu {
 namespace {
 
-constexpr int64_t kInputFloats = 128 * 1024;  // a transformed block of up to 512 KB stays in L2
-constexpr int64_t kMaxBlockTiles = 8;         // GEMM tiles, each `vectors * lanes` Winograd tiles
+constexpr int64_t kTransformedFloats = 160 * 1024;  // v of a block stays in L2
+constexpr int64_t kMaxBlockTiles = 14 * 8;
 
-const GemmFamily& tile_family(const GatherPlan& plan) {
+int64_t lanes_of(const GatherPlan& plan) {
+  return gemm_kernels(plan.isa).lanes;
+}
+int64_t block_width(const GatherPlan& plan) {
+  return gemm_kernels(plan.isa).place_wide.vectors * lanes_of(plan);
+}
+const GemmPlaceFamily& tile_family(const GatherPlan& plan, int64_t channels) {
   const GemmKernels& kernels = gemm_kernels(plan.isa);
-  return plan.wide_tiles ? kernels.packed_wide : kernels.packed_tall;
+  return channels > kernels.lanes ? kernels.place_wide : kernels.place_narrow;
 }
-
-int64_t tile_columns(const GatherPlan& plan) {
-  return tile_family(plan).vectors * gemm_kernels(plan.isa).lanes;
-}
-
-// Winograd tiles of one block.
-int64_t block_columns(const GatherPlan& plan) {
-  return plan.block_tiles * tile_columns(plan);
-}
-
 int64_t tile_rows(const GatherConv& conv) {
   return ceil_div(conv.grid_height, 2);
 }
 int64_t row_tiles(const GatherConv& conv) {
   return ceil_div(conv.grid_width, 2);
 }
-int64_t total_tiles(const GatherConv& conv) {
-  return conv.batch * tile_rows(conv) * row_tiles(conv);
+// Winograd tiles of one block; plan.strip_rows counts rows of tiles here.
+int64_t block_tiles(const GatherPlan& plan, const GatherConv& conv) {
+  return plan.block_images * plan.strip_rows * row_tiles(conv);
 }
 
-// Floats from one coefficient of v to the next; one cache line more than a power of two may be, so
-// that the sixteen streams the input transform writes do not compete for the same L1 sets.
-int64_t coefficient_pitch(const GatherPlan& plan, const GatherConv& conv) {
-  return conv.in_channels * block_columns(plan) + 16;
+PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
+  return {conv.input + image * conv.input_strides.batch +
+              group * conv.in_channels * conv.input_strides.channel,
+          conv.input_strides, conv.in_channels, conv.in_height, conv.in_width};
 }
 
 struct ScratchLayout {
-  int64_t weights;  // u[group][row block][coefficient][channel][row]
-  int64_t taps;     // per slot: the taps of one row block, while the weights are transformed
-  int64_t v;        // per slot, the rest of them
-  int64_t m;
-  int64_t patch;
-  int64_t output;
-  int64_t slot() const { return round_up(std::max(taps, v + m + patch + output), 16); }
-};
+  ScratchLayout(const GatherPlan& plan, const GatherConv& conv) {
+    const int64_t tiles = block_tiles(plan, conv);
+    channel_pitch = round_up(conv.in_channels, lanes_of(plan));
+    // One more row than a power of two may be: the sixteen streams that the input transform writes
+    // must not compete for the same L1 sets.
+    coefficient_pitch = (tiles + 1) * channel_pitch;
+    out_pitch = round_up(conv.out_channels, lanes_of(plan));
+    weights = round_up(conv.groups * kWinogradCoefficients * conv.in_channels * out_pitch, 16);
+    taps = 9 * conv.in_channels * block_width(plan);
+    zeros = channel_pitch;
+    v = kWinogradCoefficients * coefficient_pitch;
+    m = kWinogradCoefficients * (tiles + 1) * block_width(plan);
+    copy = pixel_rows_floats(group_input(conv, 0, 0), plan.block_images, 2 * plan.strip_rows + 2);
+    output = conv.output_strides.channel == 1 ? 0 : 4 * tiles * block_width(plan);
+  }
+  int64_t slot() const { return round_up(std::max(taps, zeros + v + m + copy + output), 16); }
 
-ScratchLayout scratch_layout(const GatherPlan& plan, const GatherConv& conv) {
-  const int64_t columns = block_columns(plan);
-  const int64_t run_tiles = std::min(columns, row_tiles(conv));
-  return {round_up(kWinogradCoefficients * conv.groups * conv.out_channels * conv.in_channels, 16),
-          9 * conv.in_channels * plan.block_rows,
-          kWinogradCoefficients * coefficient_pitch(plan, conv),
-          kWinogradCoefficients * plan.block_rows * columns,
-          8 * conv.in_channels * (run_tiles + 1),
-          plan.block_rows * 4 * run_tiles};
-}
+  int64_t channel_pitch;
+  int64_t coefficient_pitch;
+  int64_t out_pitch;
+  int64_t weights;  // u[group][block][coefficient][channel][column]
+  int64_t taps;     // per slot: the taps of one block, while the weights are transformed
+  int64_t zeros;    // per slot, the rest of them: what lies outside the input
+  int64_t v;
+  int64_t m;
+  int64_t copy;
+  int64_t output;
+};
 
 void transform_weights(const GatherPlan& plan, const GatherConv& conv, float* weights,
                        float* slots) {
-  const ScratchLayout layout = scratch_layout(plan, conv);
-  const int64_t row_blocks = ceil_div(conv.out_channels, plan.block_rows);
-  const int64_t pieces = conv.groups * row_blocks;
+  const ScratchLayout layout(plan, conv);
+  const int64_t width = block_width(plan);
+  const int64_t blocks = ceil_div(conv.out_channels, width);
+  const int64_t pieces = conv.groups * blocks;
   const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
-  const int64_t task_count = std::min(plan.slots, pieces);
-  parallel_for(task_count, [&](int64_t task) {
+  const int64_t tasks = std::min(plan.slots, pieces);
+  parallel_for(tasks, [&](int64_t task) {
     float* taps = slots + task * layout.slot();
-    for (int64_t p = pieces * task / task_count; p < pieces * (task + 1) / task_count; ++p) {
-      const int64_t group = p / row_blocks;
-      const int64_t first_row = p % row_blocks * plan.block_rows;
-      const int64_t rows = std::min(plan.block_rows, conv.out_channels - first_row);
-      const float* source = conv.weight + group * conv.weight_group + first_row * conv.weight_out;
+    for (int64_t p = pieces * task / tasks; p < pieces * (task + 1) / tasks; ++p) {
+      const int64_t group = p / blocks;
+      const int64_t o = p % blocks * width;
+      const int64_t columns = std::min(width, conv.out_channels - o);
+      const int64_t pitch = round_up(columns, lanes_of(plan));
+      const float* source = conv.weight + group * conv.weight_group + o * conv.weight_out;
+      if (columns < pitch) std::memset(taps, 0, sizeof(float) * 9 * conv.in_channels * pitch);
       if (conv.weight_in == 9) {
-        kernels.copy_block({rows, 9 * conv.in_channels, source, conv.weight_out, 1, taps, 1, rows});
+        kernels.copy_block(
+            {columns, 9 * conv.in_channels, source, conv.weight_out, 1, taps, 1, pitch});
       } else {
         for (int64_t c = 0; c < conv.in_channels; ++c)
-          kernels.copy_block({rows, 9, source + c * conv.weight_in, conv.weight_out, 1,
-                              taps + c * 9 * rows, 1, rows});
+          kernels.copy_block({columns, 9, source + c * conv.weight_in, conv.weight_out, 1,
+                              taps + c * 9 * pitch, 1, pitch});
       }
-      float* u = weights +
-                 kWinogradCoefficients * conv.in_channels * (group * conv.out_channels + first_row);
-      winograd_kernels(plan.isa).transform_weights({taps, conv.in_channels, rows,
+      float* u =
+          weights + kWinogradCoefficients * conv.in_channels * (group * layout.out_pitch + o);
+      winograd_kernels(plan.isa).transform_weights({taps, conv.in_channels, pitch,
                                                     conv.tap_rows[0] > conv.tap_rows[1], u,
-                                                    conv.in_channels * rows});
+                                                    conv.in_channels * pitch});
     }
   });
 }
 
-// Works on flat Winograd tiles [first, first + count) of one group.
-class TileBlock {
+// Works on blocks of tiles, in one slot: several whole images, or some rows of tiles of one.
+class TileRows {
  public:
-  TileBlock(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
+  TileRows(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
       : plan_(plan),
         conv_(conv),
-        layout_(scratch_layout(plan, conv)),
-        gemm_(tile_family(plan)),
+        layout_(plan, conv),
         kernels_(winograd_kernels(plan.isa)),
-        columns_(block_columns(plan)),
         weights_(weights),
-        v_(scratch),
+        zeros_(scratch),
+        v_(zeros_ + layout_.zeros),
         m_(v_ + layout_.v),
-        patch_(m_ + layout_.m),
-        output_(patch_ + layout_.patch) {
-    // Columns past the last tile are multiplied but never stored; zero keeps them harmless.
-    std::memset(v_, 0, sizeof(float) * layout_.v);
+        copy_(m_ + layout_.m),
+        output_(copy_ + layout_.copy) {
+    std::memset(zeros_, 0, sizeof(float) * layout_.zeros);
   }
 
-  void run(int64_t group, int64_t first, int64_t count) {
-    transform_input(group, first, count);
-    const float* group_weights =
-        weights_ + kWinogradCoefficients * group * conv_.out_channels * conv_.in_channels;
-    for (int64_t o = 0; o < conv_.out_channels; o += plan_.block_rows) {
-      const int64_t rows = std::min(plan_.block_rows, conv_.out_channels - o);
-      const float* u = group_weights + kWinogradCoefficients * o * conv_.in_channels;
-      for (int64_t k = 0; k < kWinogradCoefficients; ++k)
-        multiply(u + k * conv_.in_channels * rows, v_ + k * coefficient_pitch(plan_, conv_),
-                 m_ + k * rows * columns_, rows, count);
-      transform_output(group, o, rows, first, count);
+  // Rows of tiles [first_row, first_row + rows) of neighbouring images.
+  void run(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+    images_ = images;
+    first_row_ = first_row;
+    rows_ = rows;
+    tiles_ = images * rows * row_tiles(conv_);
+    transform_input(group, image);
+    const int64_t width = block_width(plan_);
+    for (int64_t o = 0; o < conv_.out_channels; o += width) {
+      const int64_t channels = std::min(width, conv_.out_channels - o);
+      const int64_t pitch = round_up(channels, lanes_of(plan_));
+      multiply(
+          weights_ + kWinogradCoefficients * conv_.in_channels * (group * layout_.out_pitch + o),
+          channels, pitch);
+      transform_output(image, group * conv_.out_channels + o, channels, pitch);
     }
   }
 
  private:
-  void transform_input(int64_t group, int64_t first, int64_t count) {
-    const Strides4& in = conv_.input_strides;
+  // Calls visit(index, n, i, j) for every tile of the block: image, row and column of its first
+  // pixel.
+  template <typename Visit>
+  void for_each_tile(const Visit& visit) const {
+    int64_t index = 0;
+    for (int64_t n = 0; n < images_; ++n)
+      for (int64_t i = 0; i < rows_; ++i)
+        for (int64_t j = 0; j < row_tiles(conv_); ++j)
+          visit(index++, n, 2 * (first_row_ + i), 2 * j);
+  }
+
+  void transform_input(int64_t group, int64_t image) {
     const int64_t top = std::min(conv_.tap_rows[0], conv_.tap_rows[2]);
     const int64_t left = std::min(conv_.tap_columns[0], conv_.tap_columns[2]);
-    const int64_t here = 0;
-    for_each_pixel_run(
-        first, count, tile_rows(conv_), row_tiles(conv_),
-        [&](int64_t n, int64_t i, int64_t j, int64_t tiles, int64_t offset) {
-          const float* image = conv_.input + n * in.batch + group * conv_.in_channels * in.channel;
-          PixelRun runs[8];
-          for (int64_t r = 0; r < 4; ++r)
-            for (int64_t parity = 0; parity < 2; ++parity)
-              runs[2 * r + parity] = {tiles + 1, image, 2 * i + top + r, 2 * j + left + parity};
-          conv2d_kernels(plan_.isa).pack_panel({runs, 8, &here, 1, &here, 1, conv_.in_channels,
-                                                in.channel, in.row, in.column, 2, conv_.in_height,
-                                                conv_.in_width, patch_, 8 * (tiles + 1)});
-          kernels_.transform_input({patch_, conv_.in_channels, tiles, v_ + offset,
-                                    coefficient_pitch(plan_, conv_), columns_});
-        });
+    const int64_t first = 2 * first_row_ + top;
+    const PixelRows input = pixel_rows(conv2d_kernels(plan_.isa), group_input(conv_, group, image),
+                                       images_, first, first + 2 * rows_ + 2, copy_);
+    WinogradInput call{};
+    call.channels = conv_.in_channels;
+    call.coefficient_pitch = layout_.coefficient_pitch;
+    for_each_tile([&](int64_t index, int64_t n, int64_t i, int64_t j) {
+      for (int64_t r = 0; r < 4; ++r) {
+        const int64_t row = i + top + r;
+        const bool row_inside = row >= 0 && row < conv_.in_height;
+        const float* line = input.origin + n * input.image_pitch + row * input.row_pitch;
+        for (int64_t q = 0; q < 4; ++q) {
+          const int64_t column = j + left + q;
+          const bool inside = row_inside && column >= 0 && column < conv_.in_width;
+          call.pixels[4 * r + q] = inside ? line + column * input.pixel_pitch : zeros_;
+        }
+      }
+      call.v = v_ + index * layout_.channel_pitch;
+      kernels_.transform_input(call);
+    });
   }
 
-  // m[row][tile] = sum_c u[c][row] * v[c][tile] for one coefficient.
-  void multiply(const float* u, const float* v, float* m, int64_t rows, int64_t count) const {
-    for (int64_t t = 0; t < count; t += tile_columns(plan_))
-      gemm_.by_rows[rows - 1]({conv_.in_channels, u, v + t, columns_, m + t, columns_,
-                               tile_columns(plan_), nullptr, false});
+  // m[coefficient][tile][column] for one block of output channels.
+  void multiply(const float* u, int64_t channels, int64_t pitch) {
+    const GemmPlaceFamily& family = tile_family(plan_, channels);
+    const int64_t no_offset = 0;
+    const float* rows[kMaxTileRows];
+    float* results[kMaxTileRows];
+    const int64_t steps = ceil_div(tiles_, family.max_rows);
+    const int64_t height = ceil_div(tiles_, steps);
+    for (int64_t k = 0; k < kWinogradCoefficients; ++k)
+      for (int64_t t = 0; t < tiles_; t += height) {
+        const int64_t count = std::min(height, tiles_ - t);
+        for (int64_t l = 0; l < count; ++l) {
+          rows[l] = v_ + k * layout_.coefficient_pitch + (t + l) * layout_.channel_pitch;
+          results[l] = m_ + (k * (tiles_ + 1) + t + l) * pitch;
+        }
+        family.rows[count - 1]({1, conv_.in_channels, rows, u + k * conv_.in_channels * pitch,
+                                &no_offset, results, 0, pitch, nullptr, false});
+      }
   }
 
-  void transform_output(int64_t group, int64_t o, int64_t rows, int64_t first, int64_t count) {
+  void transform_output(int64_t image, int64_t channel, int64_t channels, int64_t pitch) {
     const Strides4& out = conv_.output_strides;
-    const bool in_place = out.column == 1;
-    const int64_t channel = group * conv_.out_channels + o;
-    for_each_pixel_run(first, count, tile_rows(conv_), row_tiles(conv_),
-                       [&](int64_t n, int64_t i, int64_t j, int64_t tiles, int64_t offset) {
-                         float* target = conv_.output + n * out.batch + channel * out.channel +
-                                         2 * i * out.row + 2 * j * out.column;
-                         const int64_t out_rows = std::min<int64_t>(2, conv_.grid_height - 2 * i);
-                         const int64_t out_columns = std::min(2 * tiles, conv_.grid_width - 2 * j);
-                         kernels_.transform_output(
-                             {m_ + offset, rows * columns_, columns_, rows, tiles,
-                              conv_.bias == nullptr ? nullptr : conv_.bias + channel,
-                              in_place ? target : output_, in_place ? out.channel : 4 * tiles,
-                              in_place ? out.row : 2 * tiles, out_rows, out_columns});
-                         if (in_place) return;
-                         for (int64_t y = 0; y < out_rows; ++y)
-                           conv2d_kernels(plan_.isa).copy_block(
-                               {rows, out_columns, output_ + y * 2 * tiles, 4 * tiles, 1,
-                                target + y * out.row, out.channel, out.column});
-                       });
+    const bool in_place = out.channel == 1;
+    float* results = in_place ? conv_.output + image * out.batch + channel : output_;
+    const int64_t grid_rows = std::min(2 * rows_, conv_.grid_height - 2 * first_row_);
+    const int64_t pixel_pitch = in_place ? out.column : channels;
+    const int64_t row_pitch = in_place ? out.row : conv_.grid_width * channels;
+    const int64_t image_pitch = in_place ? out.batch : grid_rows * row_pitch;
+    const int64_t skipped_rows = in_place ? 0 : 2 * first_row_;
+    WinogradOutput call{};
+    call.coefficient_pitch = (tiles_ + 1) * pitch;
+    call.channels = channels;
+    call.bias = conv_.bias == nullptr ? nullptr : conv_.bias + channel;
+    for_each_tile([&](int64_t index, int64_t n, int64_t i, int64_t j) {
+      call.m = m_ + index * pitch;
+      for (int64_t y = 0; y < 2; ++y)
+        for (int64_t x = 0; x < 2; ++x) {
+          const bool inside = i + y < conv_.grid_height && j + x < conv_.grid_width;
+          call.targets[2 * y + x] = inside ? results + n * image_pitch +
+                                                 (i + y - skipped_rows) * row_pitch +
+                                                 (j + x) * pixel_pitch
+                                           : nullptr;
+        }
+      kernels_.transform_output(call);
+    });
+    if (in_place) return;
+    const bool dense = out.row == conv_.grid_width * out.column;
+    const int64_t pieces = dense ? 1 : grid_rows;
+    const int64_t pixels = grid_rows * conv_.grid_width / pieces;
+    for (int64_t n = 0; n < images_; ++n)
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        conv2d_kernels(plan_.isa).copy_block(
+            {channels, pixels, output_ + n * image_pitch + piece * pixels * channels, 1, channels,
+             conv_.output + (image + n) * out.batch + channel * out.channel +
+                 (2 * first_row_ + piece) * out.row,
+             out.channel, out.column});
   }
+
+  static constexpr int64_t kMaxTileRows = 32;
 
   const GatherPlan& plan_;
   const GatherConv& conv_;
   const ScratchLayout layout_;
-  const GemmFamily& gemm_;
   const WinogradKernels& kernels_;
-  const int64_t columns_;
   const float* weights_;
+  float* zeros_;
   float* v_;
   float* m_;
-  float* patch_;
+  float* copy_;
   float* output_;
+  int64_t images_ = 0;  // the block
+  int64_t first_row_ = 0;
+  int64_t rows_ = 0;
+  int64_t tiles_ = 0;
 };
 
 bool is_unit_step(const std::vector<int64_t>& taps) {
@@ -217,30 +283,43 @@ bool winograd_applies(const GatherConv& conv) {
 }
 
 void plan_winograd(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
-  const int64_t tiles = ceil_div(total_tiles(conv), tile_columns(*plan));
-  const int64_t floats = kWinogradCoefficients * conv.in_channels * tile_columns(*plan);
-  const int64_t fitting = std::clamp<int64_t>(kInputFloats / floats, 1, kMaxBlockTiles);
-  plan->block_tiles = std::min(fitting, ceil_div(tiles, conv.groups >= threads ? 1 : threads));
-  plan->slots = std::min(threads, conv.groups * ceil_div(tiles, plan->block_tiles));
+  const int64_t plane = tile_rows(conv) * row_tiles(conv);
+  const int64_t gemm_rows = gemm_kernels(plan->isa).place_wide.max_rows;
+  int64_t tiles = std::clamp(kTransformedFloats / (kWinogradCoefficients * conv.in_channels),
+                             2 * gemm_rows, kMaxBlockTiles);
+  // Enough blocks for every thread.
+  const int64_t shares = conv.groups >= threads ? 1 : threads;
+  tiles = std::min(tiles, ceil_div(conv.batch * plane, shares));
+  plan->block_images = std::max<int64_t>(1, tiles / plane);
+  plan->strip_rows = tile_rows(conv);
+  int64_t blocks = ceil_div(conv.batch, plan->block_images);
+  if (tiles < plane) {
+    const int64_t rows = std::max<int64_t>(1, tiles / row_tiles(conv));
+    plan->strip_rows = ceil_div(tile_rows(conv), ceil_div(tile_rows(conv), rows));
+    blocks = conv.batch * ceil_div(tile_rows(conv), plan->strip_rows);
+  }
+  plan->slots = std::min(threads, conv.groups * blocks);
 }
 
 int64_t winograd_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
-  const ScratchLayout layout = scratch_layout(plan, conv);
+  const ScratchLayout layout(plan, conv);
   return layout.weights + plan.slots * layout.slot();
 }
 
 void run_winograd(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
-  const ScratchLayout layout = scratch_layout(plan, conv);
+  const ScratchLayout layout(plan, conv);
   float* slots = scratch + layout.weights;
   transform_weights(plan, conv, scratch, slots);
-  const int64_t tiles = total_tiles(conv);
-  const int64_t group_blocks = ceil_div(tiles, block_columns(plan));
-  const int64_t blocks = conv.groups * group_blocks;
+  const int64_t strips = ceil_div(tile_rows(conv), plan.strip_rows);
+  const int64_t image_blocks = ceil_div(conv.batch, plan.block_images);
+  const int64_t units = conv.groups * image_blocks * strips;
   parallel_for(plan.slots, [&](int64_t slot) {
-    TileBlock work(plan, conv, scratch, slots + slot * layout.slot());
-    for (int64_t b = blocks * slot / plan.slots; b < blocks * (slot + 1) / plan.slots; ++b) {
-      const int64_t first = b % group_blocks * block_columns(plan);
-      work.run(b / group_blocks, first, std::min(block_columns(plan), tiles - first));
+    TileRows work(plan, conv, scratch, slots + slot * layout.slot());
+    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+      const int64_t first_row = u % strips * plan.strip_rows;
+      const int64_t image = u / strips % image_blocks * plan.block_images;
+      work.run(u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
+               first_row, std::min(plan.strip_rows, tile_rows(conv) - first_row));
     }
   });
 }

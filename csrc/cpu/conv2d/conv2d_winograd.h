@@ -9,10 +9,9 @@ namespace fastconv::cpu {
 // 3 x 3 kernels without stride or dilation, whichever way the taps run.
 bool winograd_applies(const GatherConv& conv);
 
-// Fills in the blocking (block_tiles, slots) of `plan`.
+// Fills in the blocking (block_images, strip_rows, slots) of `plan`.
 void plan_winograd(const GatherConv& conv, int64_t threads, GatherPlan* plan);
 
-// Floats of the transformed weights that run_winograd makes at the start of its scratch.
 int64_t winograd_scratch_floats(const GatherPlan& plan, const GatherConv& conv);
 
 void run_winograd(const GatherPlan& plan, const GatherConv& conv, float* scratch);

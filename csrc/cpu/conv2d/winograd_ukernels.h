@@ -12,19 +12,6 @@ namespace fastconv::cpu {
 
 inline constexpr int64_t kWinogradCoefficients = 16;
 
-// Tiles that lie side by side in one row of one image:
-//   v[k * coefficient_pitch + c * channel_pitch + t] = coefficient k of B^T d B, channel c, tile t
-// The patch holds four input rows, their even and odd columns apart:
-//   patch[((c * 4 + row) * 2 + parity) * (tiles + 1) + t] = d[row][2 * t + parity]
-struct WinogradInput {
-  const float* patch;
-  int64_t channels;
-  int64_t tiles;
-  float* v;
-  int64_t coefficient_pitch;
-  int64_t channel_pitch;
-};
-
 // u[k * coefficient_pitch + c * rows + i] = coefficient k of G g G^T for
 // g[r][q] = taps[(c * 9 + 3 * r + q) * rows + i]; with `flip`, g[2 - r][2 - q] instead.
 struct WinogradWeights {
@@ -36,21 +23,25 @@ struct WinogradWeights {
   int64_t coefficient_pitch;
 };
 
-// output[i * out_channel + y * out_row + 2 * t + x] = bias[i] + (A^T m A)[y][x] of tile t, with
-// m[k] = m[k * coefficient_pitch + i * row_pitch + t]; only y < out_rows and columns below
-// out_columns are written.
+// One tile, vectors along the channels:
+//   v[k * coefficient_pitch + c] = coefficient k of B^T d B, channel c, d[r][q] = pixels[4 * r +
+//   q][c]
+// Whole vectors of v are written; past the last channel they are zero.
+struct WinogradInput {
+  const float* pixels[16];
+  int64_t channels;
+  float* v;
+  int64_t coefficient_pitch;
+};
+
+// targets[2 * y + x][c] = bias[c] + (A^T m A)[y][x], m[k] = m[k * coefficient_pitch + c]; a target
+// that is nullptr is left out. Whole vectors of m are read.
 struct WinogradOutput {
   const float* m;
   int64_t coefficient_pitch;
-  int64_t row_pitch;
-  int64_t rows;
-  int64_t tiles;
+  int64_t channels;
   const float* bias;  // or nullptr
-  float* output;
-  int64_t out_channel;
-  int64_t out_row;
-  int64_t out_rows;     // 1 or 2
-  int64_t out_columns;  // 2 * tiles or one less
+  float* targets[4];
 };
 
 struct WinogradKernels {

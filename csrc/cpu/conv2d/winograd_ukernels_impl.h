@@ -18,9 +18,6 @@ constexpr int64_t kLanes = Simd::kLanes;
 inline int64_t min_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-inline int64_t max_of(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
 
 // B^T applied to four values.
 inline void input_stage(Simd::Reg d0, Simd::Reg d1, Simd::Reg d2, Simd::Reg d3, Simd::Reg* t) {
@@ -28,33 +25,6 @@ inline void input_stage(Simd::Reg d0, Simd::Reg d1, Simd::Reg d2, Simd::Reg d3, 
   t[1] = Simd::add(d1, d2);
   t[2] = Simd::sub(d2, d1);
   t[3] = Simd::sub(d1, d3);
-}
-
-void transform_input(const WinogradInput& in) {
-  const int64_t line = in.tiles + 1;
-  for (int64_t c = 0; c < in.channels; ++c) {
-    const float* patch = in.patch + c * 8 * line;
-    for (int64_t t = 0; t < in.tiles; t += kLanes) {
-      const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, in.tiles - t));
-      Simd::Reg rows[4][4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) {
-        const float* even = patch + 2 * r * line + t;
-        const float* odd = even + line;
-        input_stage(Simd::load_masked(even, lanes), Simd::load_masked(odd, lanes),
-                    Simd::load_masked(even + 1, lanes), Simd::load_masked(odd + 1, lanes), rows[r]);
-      }
-      float* v = in.v + c * in.channel_pitch + t;
-#pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) {
-        Simd::Reg columns[4];
-        input_stage(rows[0][q], rows[1][q], rows[2][q], rows[3][q], columns);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r)
-          Simd::store_masked(v + (4 * r + q) * in.coefficient_pitch, columns[r], lanes);
-      }
-    }
-  }
 }
 
 // G applied to three values.
@@ -102,38 +72,48 @@ inline void output_stage(Simd::Reg m0, Simd::Reg m1, Simd::Reg m2, Simd::Reg m3,
   y[1] = Simd::sub(Simd::sub(m1, m2), m3);
 }
 
-// Interleaves even and odd columns and stores the first `count` of 2 * kLanes floats.
-inline void store_pairs(float* target, Simd::Reg even, Simd::Reg odd, int64_t count) {
-  Simd::Reg low, high;
-  Simd::interleave(even, odd, &low, &high);
-  Simd::store_masked(target, low, Simd::mask_first(min_of(count, kLanes)));
-  if (count > kLanes)
-    Simd::store_masked(target + kLanes, high, Simd::mask_first(min_of(count - kLanes, kLanes)));
+void transform_input(const WinogradInput& in) {
+  for (int64_t c = 0; c < in.channels; c += kLanes) {
+    const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, in.channels - c));
+    Simd::Reg rows[4][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r)
+      input_stage(Simd::load_masked(in.pixels[4 * r] + c, lanes),
+                  Simd::load_masked(in.pixels[4 * r + 1] + c, lanes),
+                  Simd::load_masked(in.pixels[4 * r + 2] + c, lanes),
+                  Simd::load_masked(in.pixels[4 * r + 3] + c, lanes), rows[r]);
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      Simd::Reg columns[4];
+      input_stage(rows[0][q], rows[1][q], rows[2][q], rows[3][q], columns);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r)
+        Simd::store(in.v + (4 * r + q) * in.coefficient_pitch + c, columns[r]);
+    }
+  }
 }
 
 void transform_output(const WinogradOutput& out) {
-  for (int64_t i = 0; i < out.rows; ++i) {
-    const Simd::Reg bias = out.bias == nullptr ? Simd::zero() : Simd::set1(out.bias[i]);
-    for (int64_t t = 0; t < out.tiles; t += kLanes) {
-      const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, out.tiles - t));
-      const float* m = out.m + i * out.row_pitch + t;
-      Simd::Reg columns[4][2];
+  for (int64_t c = 0; c < out.channels; c += kLanes) {
+    const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, out.channels - c));
+    const Simd::Reg bias =
+        out.bias == nullptr ? Simd::zero() : Simd::load_masked(out.bias + c, lanes);
+    const float* m = out.m + c;
+    Simd::Reg columns[4][2];
 #pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q)
-        output_stage(Simd::load_masked(m + q * out.coefficient_pitch, lanes),
-                     Simd::load_masked(m + (4 + q) * out.coefficient_pitch, lanes),
-                     Simd::load_masked(m + (8 + q) * out.coefficient_pitch, lanes),
-                     Simd::load_masked(m + (12 + q) * out.coefficient_pitch, lanes), columns[q]);
-      float* target = out.output + i * out.out_channel + 2 * t;
-      const int64_t count = min_of(2 * kLanes, out.out_columns - 2 * t);
+    for (int q = 0; q < 4; ++q)
+      output_stage(Simd::load(m + q * out.coefficient_pitch),
+                   Simd::load(m + (4 + q) * out.coefficient_pitch),
+                   Simd::load(m + (8 + q) * out.coefficient_pitch),
+                   Simd::load(m + (12 + q) * out.coefficient_pitch), columns[q]);
 #pragma GCC unroll 2
-      for (int y = 0; y < 2; ++y) {
-        Simd::Reg pair[2];
-        output_stage(columns[0][y], columns[1][y], columns[2][y], columns[3][y], pair);
-        if (y < out.out_rows)
-          store_pairs(target + y * out.out_row, Simd::add(pair[0], bias), Simd::add(pair[1], bias),
-                      count);
-      }
+    for (int y = 0; y < 2; ++y) {
+      Simd::Reg pair[2];
+      output_stage(columns[0][y], columns[1][y], columns[2][y], columns[3][y], pair);
+#pragma GCC unroll 2
+      for (int x = 0; x < 2; ++x)
+        if (out.targets[2 * y + x] != nullptr)
+          Simd::store_masked(out.targets[2 * y + x] + c, Simd::add(pair[x], bias), lanes);
     }
   }
 }

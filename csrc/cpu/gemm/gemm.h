@@ -61,6 +61,7 @@ struct GemmRowsTile {
   int64_t c_offset;          // added to each pointer of C
   int64_t columns;           // 1 .. vectors * lanes
   const float* column_init;  // [columns] or nullptr for zero
+  bool accumulate;           // true: the sum is added to C, column_init is ignored
 };
 
 using GemmRowsFn = void (*)(const GemmRowsTile& tile);

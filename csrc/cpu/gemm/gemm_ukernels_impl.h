@@ -144,7 +144,7 @@ void rows_tile(const GemmRowsTile& tile) {
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) {
     auto start = Simd::zero();
-    if (tile.column_init != nullptr) {
+    if (tile.column_init != nullptr && !tile.accumulate) {
       const int64_t left = tile.columns - v * kLanes;
       const Simd::Mask mask = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
       start = Simd::load_masked(tile.column_init + (left > 0 ? v * kLanes : 0), mask);
@@ -153,7 +153,7 @@ void rows_tile(const GemmRowsTile& tile) {
     for (int i = 0; i < Rows; ++i) acc[i][v] = start;
   }
 
-  bool add = false;
+  bool add = tile.accumulate;
   int64_t room = kMaxTerms;  // terms until the next partial sum is stored
   const float* const* a = tile.a;
   for (int64_t s = 0; s < tile.segments; ++s, a += Rows) {

@@ -48,9 +48,9 @@ KernelRecord last_record() {
 }
 
 const char* const* kernel_algorithms(KernelId kernel) {
-  static constexpr const char* kGather[] = {"panel", "pixel_vectors", "channel_vectors",
-                                            "rows",  "winograd",      "depthwise",
-                                            "torch", nullptr};
+  static constexpr const char* kGather[] = {"panel",     "pixel_vectors", "channel_vectors",
+                                            "rows",      "winograd",      "winograd_rows",
+                                            "depthwise", "torch",         nullptr};
   static constexpr const char* kGradWeight[] = {"panel",     "direct", "dot",  "rows",
                                                 "depthwise", "torch",  nullptr};
   static constexpr const char* kNone[] = {nullptr};
