@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What fastconv was built with, which instruction set its kernels use, and what ran last."""
+"""What fastconv was built with, which instruction set its kernels use, what ran last, and how fast
+the machine could go."""
 
 from __future__ import annotations
 
@@ -74,6 +75,16 @@ def last_used_algorithm(kernel: str | None = None) -> str | None:
     """The algorithm of the last run of ``kernel``; see :func:`last_used_isa`."""
     record = _C.last_record(kernel)
     return None if record is None else record[0]
+
+
+def fma_peak() -> float:
+    """Measures the machine's arithmetic limit, which benchmarks express their speed in.
+
+    Returns:
+        GFLOP/s of float32 multiply-adds that touch nothing but registers, on the active instruction
+        set and ``torch.get_num_threads()`` threads at once: the best of a few rounds, about 20 ms.
+    """
+    return _C.fma_peak()
 
 
 def _openmp_runtimes() -> Iterator[str]:
