@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <vector>
+#include <memory>
+#include <new>
 
 #include "check.h"
+#include "common/summation.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/peak/peak.h"
 
@@ -19,7 +21,7 @@ constexpr double kBarL1 = 0.93;
 constexpr double kBarL2 = 0.88;
 constexpr int64_t kL1Bytes = int64_t{24} << 10;   // A and B together, for caches of 32 KB and more
 constexpr int64_t kL2Bytes = int64_t{512} << 10;  // B, for caches of 1 MB and more
-constexpr int kRounds = 15;
+constexpr int kRounds = 40;
 constexpr double kRoundSeconds = 2e-3;
 
 struct Tile {
@@ -32,6 +34,23 @@ struct Tile {
   int64_t columns() const { return family->vectors * lanes; }
 };
 
+// As the scratch memory that the kernels work in: a vector never straddles two cache lines.
+class AlignedFloats {
+ public:
+  explicit AlignedFloats(int64_t size)
+      : data_(static_cast<float*>(::operator new(bytes(size), kLine)), &release) {
+    std::fill_n(data_.get(), size, 0.5f);
+  }
+  float* data() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  static size_t bytes(int64_t size) { return static_cast<size_t>(size) * sizeof(float); }
+  static void release(float* data) { ::operator delete(data, kLine); }
+
+  std::unique_ptr<float, void (*)(float*)> data_;
+};
+
 double seconds_of(const auto& body) {
   const auto start = std::chrono::steady_clock::now();
   body();
@@ -41,9 +60,8 @@ double seconds_of(const auto& body) {
 // GFLOP/s of the tile at `depth`, running over `panels` panels of B that lie one after another.
 double gflops(const Tile& tile, int64_t depth, int64_t panels) {
   const int64_t rows = tile.rows(), columns = tile.columns();
-  std::vector<float> a(static_cast<size_t>(rows * std::max(depth, kPanelPitch)), 0.5f);
-  std::vector<float> b(static_cast<size_t>(panels * depth * columns), 0.25f);
-  std::vector<float> c(static_cast<size_t>(rows * columns));
+  const AlignedFloats a(rows * std::max(depth, kPanelPitch)), b(panels * depth * columns);
+  const AlignedFloats c(rows * columns);
   const auto sweep = [&] {
     for (int64_t p = 0; p < panels; ++p)
       tile.family->by_rows[rows - 1]({depth, a.data(), b.data() + p * depth * columns, columns,
@@ -60,8 +78,9 @@ double gflops(const Tile& tile, int64_t depth, int64_t panels) {
 }
 
 void measure(const Tile& tile, Isa isa) {
-  // Whole runs of kMaxTerms would be kind to the tile; this depth is what fills the cache.
-  const int64_t depth = kL1Bytes / (4 * (tile.rows() + tile.columns()));
+  // What the cache holds, in whole runs of kMaxTerms, as the channel counts of networks give them.
+  const int64_t fits = kL1Bytes / (4 * (tile.rows() + tile.columns()));
+  const int64_t depth = fits / kMaxTerms * kMaxTerms;
   const int64_t panels = kL2Bytes / (4 * depth * tile.columns());
   double peak = measure_fma_peak(isa);
   const double from_l1 = gflops(tile, depth, 1);
