@@ -3,14 +3,17 @@
 
     python benchmarks/compare.py resnet50 --batch 16 --layout nchw --pass train
 
-Every shape is verified first (against float64), then both sides are timed in turns within the same
-second, so that a noisy machine slows both; the median of each side is reported. `train` is forward
-plus all gradients the layer needs, `forward` and `backward` are the two halves.
+Every shape is verified first: against float64 on as many images as that takes a moment for, and
+against torch on the whole batch. Then all sides are timed in turns within the same second, so that
+a noisy machine slows every one; the median of each is reported. `train` is forward plus all
+gradients the layer needs, `forward` and `backward` are its two halves. With `--baseline both`,
+torch runs in channels_last as well, whatever fastconv's layout is.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -22,14 +25,18 @@ from pathlib import Path
 import torch
 
 import fastconv
+from fastconv import runtime
 
 SHAPES = Path(__file__).parent / "shapes"
+LARGEST_ERROR = 1e-4  # of the rms of a result
+EXACT_FLOPS = 2e9  # of a forward pass in float64
 
 
 @dataclass(frozen=True)
 class ConvShape:
     """One line of a file in benchmarks/shapes."""
 
+    network: str
     name: str
     in_channels: int
     height: int
@@ -41,15 +48,18 @@ class ConvShape:
     dilation: int
     groups: int
     needs_grad_input: bool
+    repeats: int
+
+    @property
+    def weight_size(self) -> tuple[int, int, int, int]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     def forward_flops(self, batch: int) -> float:
         size = [
             (n + 2 * p - self.dilation * (k - 1) - 1) // self.stride + 1
             for n, p, k in zip((self.height, self.width), self.padding, self.kernel, strict=True)
         ]
-        taps = self.kernel[0] * self.kernel[1]
-        per_pixel = self.out_channels * self.in_channels // self.groups * taps
-        return 2.0 * batch * size[0] * size[1] * per_pixel
+        return 2.0 * batch * size[0] * size[1] * math.prod(self.weight_size)
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -57,15 +67,16 @@ def _pair(text: str) -> tuple[int, int]:
     return (parts[0], parts[-1])
 
 
-def load_shapes(name: str) -> list[ConvShape]:
+def load_shapes(network: str) -> list[ConvShape]:
     shapes = []
-    for line in (SHAPES / f"{name}.txt").read_text().splitlines():
+    for line in (SHAPES / f"{network}.txt").read_text().splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         f = line.split()
         shapes.append(
-            ConvShape(f[0], int(f[1]), int(f[2]), int(f[3]), int(f[4]), _pair(f[5]), int(f[6]),
-                      _pair(f[7]), int(f[8]), int(f[9]), f[10] == "yes")
+            ConvShape(network, f[0], int(f[1]), int(f[2]), int(f[3]), int(f[4]), _pair(f[5]),
+                      int(f[6]), _pair(f[7]), int(f[8]), int(f[9]), f[10] == "yes",
+                      int(f[11]) if len(f) > 11 else 1)
         )  # fmt: skip
     return shapes
 
@@ -77,22 +88,21 @@ class Side:
     """One implementation of one layer: its tensors and the passes that can be timed."""
 
     def __init__(
-        self, conv: Callable[..., torch.Tensor], shape: ConvShape, batch: int, channels_last: bool
+        self, conv: Callable[..., torch.Tensor], shape: ConvShape, batch: int, layout: str
     ) -> None:
         generator = torch.Generator().manual_seed(0)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
         x = torch.randn(batch, shape.in_channels, shape.height, shape.width, generator=generator)
-        self.input = x.contiguous(memory_format=layout).requires_grad_(shape.needs_grad_input)
-        weight_size = (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
-        w = torch.randn(weight_size, generator=generator) / math.sqrt(math.prod(weight_size[1:]))
-        self.weight = w.contiguous(memory_format=layout).requires_grad_()
+        self.input = x.contiguous(memory_format=self.format).requires_grad_(shape.needs_grad_input)
+        w = torch.randn(shape.weight_size, generator=generator)
+        w /= math.sqrt(math.prod(shape.weight_size[1:]))
+        self.weight = w.contiguous(memory_format=self.format).requires_grad_()
         self.bias = torch.randn(shape.out_channels, generator=generator).requires_grad_()
         self.conv = conv
         self.options = (shape.stride, shape.padding, shape.dilation, shape.groups)
         self.output = self.run()
-        self.grad = torch.randn(self.output.shape, generator=generator).contiguous(
-            memory_format=layout
-        )
+        grad = torch.randn(self.output.shape, generator=generator)
+        self.grad = grad.contiguous(memory_format=self.format)
         self.leaves = [t for t in (self.input, self.weight, self.bias) if t.requires_grad]
 
     def run(self) -> torch.Tensor:
@@ -109,23 +119,28 @@ class Side:
         torch.autograd.grad(self.run(), self.leaves, self.grad)
 
     def results(self) -> list[torch.Tensor]:
-        return [self.output, *torch.autograd.grad(self.run(), self.leaves, self.grad)]
+        return [self.output.detach(), *torch.autograd.grad(self.run(), self.leaves, self.grad)]
+
+    def exact_results(self) -> list[torch.Tensor]:
+        """The same in float64, by torch."""
+        x, w, b = (t.detach().double().requires_grad_(t.requires_grad)
+                   for t in (self.input, self.weight, self.bias))  # fmt: skip
+        output = torch.nn.functional.conv2d(x, w, b, *self.options)
+        leaves = [t for t in (x, w, b) if t.requires_grad]
+        return [output.detach(), *torch.autograd.grad(output, leaves, self.grad.double())]
 
 
-def verify(ours: Side, theirs: Side) -> float:
-    """Largest error of ours against float64, in units of its rms; raises when above 1e-4."""
-    exact = torch.nn.functional.conv2d
-    x, w, b = (t.detach().double().requires_grad_(t.requires_grad)
-               for t in (ours.input, ours.weight, ours.bias))  # fmt: skip
-    output = exact(x, w, b, *ours.options)
-    leaves = [t for t in (x, w, b) if t.requires_grad]
-    wanted = [output, *torch.autograd.grad(output, leaves, ours.grad.double())]
+def worst_error(results: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """Largest difference of two results in units of their rms; SystemExit when it is too large."""
     worst = 0.0
-    for got, want in zip(ours.results(), wanted, strict=True):
+    for got, want in zip(results, wanted, strict=True):
         rms = want.square().mean().sqrt().item()
-        worst = max(worst, (got - want).abs().max().item() / rms)
-    if not worst < 1e-4:
-        raise SystemExit(f"compare: expected an error below 1e-4 of the rms, got {worst:.2e}")
+        error = (got - want).abs().max().item() / rms
+        if not error < LARGEST_ERROR:  # written so that a NaN fails
+            raise SystemExit(
+                f"compare: expected an error below {LARGEST_ERROR} of the rms, got {error:.2e}"
+            )
+        worst = max(worst, error)
     return worst
 
 
@@ -145,39 +160,77 @@ def interleaved_medians(runs: list[Runner], seconds: float, least: int = 5) -> l
 
 @dataclass(frozen=True)
 class Row:
+    """One shape, measured."""
+
+    network: str
     shape: str
+    repeats: int  # times the network has this layer
     batch: int
     layout: str
     which: str
-    torch_ms: float
+    torch_ms: float  # same layout as fastconv
     fastconv_ms: float
-    ratio: float
-    gflops: float
-    algorithm: str
-    error: float
+    ratio: float  # torch_ms / fastconv_ms
+    channels_last_ms: float | None  # torch in channels_last, with --baseline both
+    gflops: float  # of the plain algorithm; Winograd does fewer
+    share: float  # gflops / measured peak
+    algorithms: dict[str, str]  # by kernel; "torch" where torch's operator served
+    error: float  # largest, against float64, in units of the rms
+
+    @property
+    def by_torch(self) -> bool:
+        return "torch" in self.algorithms.values()
 
 
-def compare_shape(
-    shape: ConvShape, batch: int, channels_last: bool, which: str, seconds: float
-) -> Row:
-    theirs = Side(torch.nn.functional.conv2d, shape, batch, channels_last)
-    ours = Side(fastconv.functional.conv2d, shape, batch, channels_last)
-    error = verify(ours, theirs)
-    torch_s, ours_s = interleaved_medians([getattr(theirs, which), getattr(ours, which)], seconds)
+@dataclass(frozen=True)
+class Setup:
+    batch: int
+    layout: str
+    which: str
+    seconds: float
+    both_baselines: bool
+    peak: float  # GFLOP/s
+
+
+def algorithms_used(shape: ConvShape, which: str) -> dict[str, str]:
+    """What served the last pass of fastconv, by kernel."""
+    kernels = ["conv2d_forward"] if which != "backward" else []
+    if which != "forward":
+        kernels += ["conv2d_grad_input"] if shape.needs_grad_input else []
+        kernels += ["conv2d_grad_weight"]
+    return {kernel: runtime.last_used_algorithm(kernel) or "none" for kernel in kernels}
+
+
+def compare_shape(shape: ConvShape, setup: Setup) -> Row:
+    ours_conv, torch_conv = fastconv.functional.conv2d, torch.nn.functional.conv2d
+    images = min(setup.batch, max(1, int(EXACT_FLOPS / shape.forward_flops(1))))
+    small = Side(ours_conv, shape, images, setup.layout)
+    error = worst_error(small.results(), small.exact_results())
+    ours = Side(ours_conv, shape, setup.batch, setup.layout)
+    theirs = [Side(torch_conv, shape, setup.batch, setup.layout)]
+    if setup.both_baselines:
+        theirs.append(Side(torch_conv, shape, setup.batch, "nhwc"))
+    worst_error(ours.results(), theirs[0].results())
+    runs = [getattr(side, setup.which) for side in (ours, *theirs)]
+    ours_s, torch_s, *channels_last_s = interleaved_medians(runs, setup.seconds)
     passes = {"forward": 1, "backward": 1 + shape.needs_grad_input}
     passes["train"] = passes["forward"] + passes["backward"]
-    flops = shape.forward_flops(batch) * passes[which]
-    kernel = "conv2d_forward" if which == "forward" else "conv2d_grad_weight"
+    gflops = 1e-9 * shape.forward_flops(setup.batch) * passes[setup.which] / ours_s
+    runs[0]()
     return Row(
+        network=shape.network,
         shape=shape.name,
-        batch=batch,
-        layout="nhwc" if channels_last else "nchw",
-        which=which,
+        repeats=shape.repeats,
+        batch=setup.batch,
+        layout=setup.layout,
+        which=setup.which,
         torch_ms=torch_s * 1e3,
         fastconv_ms=ours_s * 1e3,
         ratio=torch_s / ours_s,
-        gflops=flops / ours_s * 1e-9,
-        algorithm=fastconv.runtime.last_used_algorithm(kernel) or "torch",
+        channels_last_ms=channels_last_s[0] * 1e3 if channels_last_s else None,
+        gflops=gflops,
+        share=gflops / setup.peak,
+        algorithms=algorithms_used(shape, setup.which),
         error=error,
     )
 
@@ -186,44 +239,99 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(v) for v in values))
 
 
-def main() -> None:
+HEADING = f"{'shape':>18} {'torch ms':>9} {'ours ms':>9} {'ratio':>6} {'GFLOP/s':>8} {'peak':>6}"
+
+
+def row_text(row: Row) -> str:
+    text = (
+        f"{row.shape:>18} {row.torch_ms:9.3f} {row.fastconv_ms:9.3f} {row.ratio:6.2f} "
+        f"{row.gflops:8.0f} {row.share:6.0%}"
+    )
+    if row.channels_last_ms is not None:
+        text += f" {row.channels_last_ms:9.3f} {row.channels_last_ms / row.fastconv_ms:6.2f}"
+    names = list(row.algorithms.values())
+    return f"{text}  {names[0] if len(set(names)) == 1 else ' '.join(names)}"
+
+
+def summary(rows: list[Row]) -> str:
+    """Geometric mean, worst, losses, what torch served, and the time of all layers together."""
+    worst = min(rows, key=lambda row: row.ratio)
+    losses = [f"{row.shape} {row.ratio:.2f}" for row in rows if row.ratio < 1]
+    by_torch = [row.shape for row in rows if row.by_torch]
+    torch_ms, ours_ms = (
+        sum(row.repeats * ms for row, ms in zip(rows, column, strict=True))
+        for column in ([r.torch_ms for r in rows], [r.fastconv_ms for r in rows])
+    )
+    lines = [
+        f"geometric mean {geometric_mean([row.ratio for row in rows]):.2f} of {len(rows)} shapes, "
+        f"worst {worst.shape} {worst.ratio:.2f}, all layers as often as the network has them: "
+        f"{torch_ms:.1f} / {ours_ms:.1f} ms = {torch_ms / max(ours_ms, 1e-9):.2f}",
+        f"losses: {', '.join(losses) or 'none'}",
+        f"served by torch, in whole or in part: {len(by_torch)} of {len(rows)}"
+        f"{': ' if by_torch else ''}{', '.join(by_torch)}",
+    ]
+    other = [r.channels_last_ms / r.fastconv_ms for r in rows if r.channels_last_ms is not None]
+    if other:
+        lines.append(f"against torch in channels_last: geometric mean {geometric_mean(other):.2f}")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     names = sorted(path.stem for path in SHAPES.glob("*.txt"))
-    parser.add_argument("shapes", nargs="+", help=f"shape files: {', '.join(names)}")
+    parser.add_argument("networks", nargs="+", help=f"shape files: {', '.join(names)}")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--layout", choices=["nchw", "nhwc"], default="nchw")
     parser.add_argument(
         "--pass", dest="which", choices=["forward", "backward", "train"], default="train"
     )
+    parser.add_argument(
+        "--baseline",
+        choices=["same", "both"],
+        default="same",
+        help="torch in the same layout, or in channels_last as well",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--isa", choices=runtime.available_isas(), help="force fastconv's kernels")
     parser.add_argument("--seconds", type=float, default=1.0, help="timing budget per shape")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--slice", default=":", help="a part of the shapes, e.g. 10:20")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    unknown = sorted(set(args.shapes) - set(names))
+    unknown = sorted(set(args.networks) - set(names))
     if unknown:
         parser.error(f"expected shape files among {', '.join(names)}, got {', '.join(unknown)}")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
-    rows = []
-    print(f"{'shape':>16} {'torch ms':>9} {'ours ms':>9} {'ratio':>6} {'GFLOP/s':>8}  algorithm")
-    for name in args.shapes:
-        for shape in load_shapes(name):
-            if args.only not in shape.name:
+    with runtime.force_cpu_isa(args.isa) if args.isa else contextlib.nullcontext():
+        peak = runtime.fma_peak()
+        both = args.baseline == "both"
+        setup = Setup(args.batch, args.layout, args.which, args.seconds, both, peak)
+        print(f"{args.threads} threads, {runtime.cpu_isa()}, FMA peak {peak:.0f} GFLOP/s")
+        rows = []
+        first, last = (int(part) if part else None for part in args.slice.split(":"))
+        for network in args.networks:
+            shapes = [s for s in load_shapes(network) if args.only in s.name][first:last]
+            if not shapes:
                 continue
-            row = compare_shape(shape, args.batch, args.layout == "nhwc", args.which, args.seconds)
-            rows.append(row)
-            print(
-                f"{row.shape:>16} {row.torch_ms:9.3f} {row.fastconv_ms:9.3f} {row.ratio:6.2f} "
-                f"{row.gflops:8.0f}  {row.algorithm}",
-                flush=True,
-            )
-    ratios = [row.ratio for row in rows]
-    losses = [f"{row.shape} {row.ratio:.2f}" for row in rows if row.ratio < 1]
-    worst = min(rows, key=lambda row: row.ratio)
-    print(f"geometric mean {geometric_mean(ratios):.2f}, worst {worst.shape} {worst.ratio:.2f}")
-    print(f"losses: {', '.join(losses) or 'none'}")
+            print(f"{network}\n{HEADING}{'   nhwc ms  ratio' if both else ''}  algorithms")
+            mine = []
+            for shape in shapes:
+                mine.append(compare_shape(shape, setup))
+                print(row_text(mine[-1]), flush=True)
+            print(summary(mine))
+            rows += mine
+        info = runtime.info()
+    if not rows:
+        raise SystemExit(f"compare: no shape's name contains '{args.only}'")
+    if len(args.networks) > 1:
+        print(f"all\n{summary(rows)}")
     if args.json:
-        facts = {"info": fastconv.runtime.info(), "rows": [asdict(row) for row in rows]}
+        facts = {"info": info, "fma_peak_gflops": peak, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What fastconv was built with, which instruction set its kernels use, and what ran last."""
+"""What fastconv was built with, which instruction set its kernels use, what ran last, and how fast
+the machine could go."""
 
 from __future__ import annotations
 
@@ -146,6 +147,16 @@ def set_memory_cache_limit(limit: int) -> None:
 def empty_memory_cache() -> None:
     """Gives all idle blocks of the cache back to the system."""
     _C.empty_memory_cache()
+
+
+def fma_peak() -> float:
+    """Measures the machine's arithmetic limit, which benchmarks express their speed in.
+
+    Returns:
+        GFLOP/s of float32 multiply-adds that touch nothing but registers, on the active instruction
+        set and ``torch.get_num_threads()`` threads at once: the best of a few rounds, about 20 ms.
+    """
+    return _C.fma_peak()
 
 
 def _openmp_runtimes() -> Iterator[str]:

@@ -106,6 +106,18 @@ def test_backward_uses_the_isa_forced_at_its_time() -> None:
     assert runtime.last_used_isa("conv2d_grad_weight") == "scalar"
 
 
+def test_fma_peak_is_that_of_the_active_isa_and_threads() -> None:
+    """Wide bounds, since other work may share the machine."""
+    torch.set_num_threads(1)
+    peaks = {}
+    for name in runtime.available_isas():
+        with runtime.force_cpu_isa(name):
+            peaks[name] = runtime.fma_peak()
+    assert all(0.5 < peak < 5000 for peak in peaks.values()), peaks
+    if "avx2" in peaks:
+        assert peaks["avx2"] > 2 * peaks["scalar"]
+
+
 # --- FASTCONV_ISA ---------------------------------------------------------------------------------
 
 PRINT_ISA = "import fastconv; print(fastconv.runtime.cpu_isa())"

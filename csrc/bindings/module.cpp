@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The Python module fastconv._C: loading it registers the operators; what it exports by pybind11 is
-// what is no operator: build facts, ISA choice, and the record of which kernel ran.
+// what is no operator: build facts, ISA choice, the record of which kernel ran, the machine's peak.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,6 +11,7 @@
 
 #include "bindings/block_cache.h"
 #include "bindings/thread_pool.h"
+#include "cpu/peak/peak.h"
 #include "cpu/runtime/isa.h"
 #include "cpu/runtime/trace.h"
 
@@ -121,6 +122,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(cpu::isa_name(cpu::active_isa())); });
   m.def("force_cpu_isa", &force_cpu_isa, py::arg("name").none(true));
   m.def("forced_cpu_isa", &forced_cpu_isa);
+  m.def(
+      "fma_peak", [] { return cpu::measure_fma_peak(cpu::active_isa()); },
+      py::call_guard<py::gil_scoped_release>());
   m.def("last_record", &last_record, py::arg("kernel").none(true));
   m.def("memory_cache_info", &memory_cache_info);
   m.def("set_memory_cache_limit", &set_memory_cache_limit, py::arg("bytes"));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // GEMM tiles for avx512. 14x32 and 6x64 keep 28 and 24 of 32 registers as accumulators and need 1.1
-// and 0.8 loads per cycle of two; 28x16 is bound by its 29 loads per 28 multiply-adds and serves
-// one-vector outputs.
+// and 0.8 loads per cycle of two; 28x16 serves one-vector outputs and reads A in pairs, or it would
+// need 2.1.
 #include "cpu/simd/simd_avx512.h"
 
 #include "cpu/gemm/gemm_ukernels.h"

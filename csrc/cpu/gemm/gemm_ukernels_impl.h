@@ -31,34 +31,73 @@ enum class AForm { kPacked, kPanel };
 template <int Rows, int Vectors>
 inline void finish_tile(const GemmTile& tile, Simd::Reg (&acc)[Rows][Vectors], bool add) {
   constexpr int kLanes = Simd::kLanes;
+  const int64_t c_pitch = tile.c_pitch;
+  float* c = tile.c;
   if (tile.columns == Vectors * kLanes) {
+    // Hides from the compiler that the other path starts at the same address: it would compute all
+    // row addresses before the branch and keep them, and the accumulators, out of registers.
+    asm("" : "+r"(c));
 #pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i)
+    for (int i = 0; i < Rows; ++i, c += c_pitch)
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
-        float* c = tile.c + i * tile.c_pitch + v * kLanes;
-        Simd::store(c, add ? Simd::add(Simd::load(c), acc[i][v]) : acc[i][v]);
+        float* at = c + v * kLanes;
+        Simd::store(at, add ? Simd::add(Simd::load(at), acc[i][v]) : acc[i][v]);
       }
     return;
   }
+  Simd::Mask mask[Vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) {
     const int64_t left = tile.columns - v * kLanes;
-    const Simd::Mask mask = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
+    mask[v] = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
+  }
 #pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i) {
-      float* c = tile.c + i * tile.c_pitch + v * kLanes;
-      const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
-      Simd::store_masked(c, x, mask);
+  for (int i = 0; i < Rows; ++i, c += c_pitch)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      float* at = c + v * kLanes;
+      const auto x = add ? Simd::add(Simd::load_masked(at, mask[v]), acc[i][v]) : acc[i][v];
+      Simd::store_masked(at, x, mask[v]);
     }
+}
+
+// acc += A B over one k.
+template <int64_t kRowStep, int Rows, int Vectors>
+inline void step(const float* a, const float* b, Simd::Reg (&acc)[Rows][Vectors]) {
+  typename Simd::Reg bv[Vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * Simd::kLanes);
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i) {
+    const auto ai = Simd::set1(a[i * kRowStep]);
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+  }
+}
+
+// acc += A B over k and k + 1, which lie side by side in A. A tile one vector wide would need a
+// load for every multiply-add, more than a core can do; here one load and one shuffle serve two.
+// With a = (A[i][k], A[i][k+1]) in every pair of lanes, the even lanes first take k and the odd
+// ones k + 1, then the other way round.
+template <int64_t kRowStep, class V, int Rows>
+inline void step_pair(const float* a, const float* b, int64_t b_pitch,
+                      typename V::Reg (&acc)[Rows][1]) {
+  const auto b0 = V::load(b), b1 = V::load(b + b_pitch);
+  const auto straight = V::blend_odd(b0, b1), crossed = V::blend_odd(b1, b0);
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i) {
+    const auto pair = V::set_pair(a + i * kRowStep);
+    acc[i][0] = V::fma(pair, straight, acc[i][0]);
+    acc[i][0] = V::fma(V::swap_pairs(pair), crossed, acc[i][0]);
   }
 }
 
 template <int Rows, int Vectors, AForm Form>
 void gemm_tile(const GemmTile& tile) {
-  constexpr int kLanes = Simd::kLanes;
   constexpr int64_t kRowStep = Form == AForm::kPacked ? 1 : kPanelPitch;
   constexpr int64_t kDepthStep = Form == AForm::kPacked ? Rows : 1;
+  constexpr bool kPairs = Form == AForm::kPanel && Vectors == 1 && Simd::kLanes > 1;
 
   typename Simd::Reg acc[Rows][Vectors];
   const bool init = tile.row_init != nullptr && !tile.accumulate;
@@ -76,18 +115,23 @@ void gemm_tile(const GemmTile& tile) {
   bool add = tile.accumulate;
   do {
     const int64_t terms = left < kMaxTerms ? left : kMaxTerms;
-    for (int64_t k = 0; k < terms; ++k) {
-      typename Simd::Reg bv[Vectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
-#pragma GCC unroll 32
-      for (int i = 0; i < Rows; ++i) {
-        const auto ai = Simd::set1(a[i * kRowStep]);
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+    if constexpr (kPairs) {
+      if (terms % 2 != 0) {
+        step<kRowStep>(a, b, acc);
+        a += 1;
+        b += b_pitch;
       }
-      a += kDepthStep;
-      b += b_pitch;
+      for (int64_t k = 1; k < terms; k += 2) {
+        step_pair<kRowStep, Simd>(a, b, b_pitch, acc);
+        a += 2;
+        b += 2 * b_pitch;
+      }
+    } else {
+      for (int64_t k = 0; k < terms; ++k) {
+        step<kRowStep>(a, b, acc);
+        a += kDepthStep;
+        b += b_pitch;
+      }
     }
     finish_tile<Rows, Vectors>(tile, acc, add);
 #pragma GCC unroll 32

@@ -12,7 +12,7 @@ const GemmKernels kGemmKernelsScalar = {
     gemm_family<4, 2, AForm::kPacked>(),
     gemm_family<3, 3, AForm::kPacked>(),
     gemm_family<4, 2, AForm::kPanel>(),
-    gemm_family<4, 1, AForm::kPanel>(),
+    gemm_family<8, 1, AForm::kPanel>(),
     place_family<4, 2>(),
     place_family<4, 1>(),
 };

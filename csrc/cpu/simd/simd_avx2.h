@@ -16,6 +16,16 @@ struct Simd {
 
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg set1(float x) { return _mm256_set1_ps(x); }
+  // p[0] in the even lanes, p[1] in the odd ones.
+  static Reg set_pair(const float* p) {
+    double bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return _mm256_castpd_ps(_mm256_set1_pd(bits));
+  }
+  // Lanes 0 and 1 exchanged, 2 and 3, and so on.
+  static Reg swap_pairs(Reg x) { return _mm256_permute_ps(x, 0xB1); }
+  // The even lanes of x, the odd lanes of y.
+  static Reg blend_odd(Reg x, Reg y) { return _mm256_blend_ps(x, y, 0xAA); }
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
 
