@@ -24,22 +24,8 @@ Tensor readable(const Tensor& tensor) {
 // Shapes for which torch's operator was measured to be the faster one and therefore serves the
 // call; the runs are in benchmarks/results. A forced instruction set always means fastconv's
 // kernels.
-bool torch_is_faster(const Conv2dShape& s, at::MemoryFormat format) {
-  if (cpu::isa_is_forced()) return false;
-  const bool channels_last = format == at::MemoryFormat::ChannelsLast;
-  const bool unit_stride = s.stride_height == 1 && s.stride_width == 1;
-  if (s.groups > 1 && s.groups == s.in_channels && s.groups == s.out_channels) {
-    constexpr int64_t kTwoVectors = 32;
-    return channels_last || s.out_width < kTwoVectors;
-  }
-  const int64_t in_channels = s.group_in_channels();
-  if (s.taps() > 7 * 7 || (s.taps() >= 5 * 5 && in_channels >= 64)) return true;
-  if (s.taps() == 1 && s.out_pixels() <= 14 * 14 && in_channels * s.out_channels >= 256 * 1024)
-    return true;
-  if (!channels_last || in_channels <= 8) return false;
-  const bool winograd = s.kernel_height == 3 && s.kernel_width == 3 && unit_stride &&
-                        s.dilation_height == 1 && s.dilation_width == 1 && s.groups == 1;
-  return !winograd || s.out_pixels() < 14 * 14;
+bool torch_is_faster(const Conv2dShape& s) {
+  return !cpu::isa_is_forced() && s.taps() > 7 * 7;
 }
 
 constexpr const char* kTorch = "torch";  // the algorithm's name in the record of what ran
@@ -52,7 +38,7 @@ bool serve_with_torch(const Conv2dShape& shape, const Tensor& input, const Tenso
   for (cpu::KernelId kernel : kernels)
     if (const char* forced = cpu::forced_algorithm(kernel); forced != nullptr)
       return !cpu::is_other(forced, kTorch);
-  return torch_is_faster(shape, conv2d_memory_format(input, weight));
+  return torch_is_faster(shape);
 }
 
 void check_possible(const cpu::Conv2dPlan& plan, cpu::KernelId kernel, const Conv2dShape& shape) {

@@ -51,8 +51,10 @@ Costs estimate_costs(const GatherConv& conv, int64_t lanes) {
 // through a block.
 double panel_cost(const GatherConv& conv, const Costs& costs) {
   const double depth = static_cast<double>(conv.in_channels * conv.taps());
-  const bool in_place = conv.output_strides.column == 1;
-  const double unpack = (in_place ? 1.0 : 6.0) * static_cast<double>(conv.out_channels) / depth;
+  constexpr int64_t kManyPixels = 128;
+  const bool in_place =
+      conv.output_strides.column == 1 && conv.grid_height * conv.grid_width >= kManyPixels;
+  const double unpack = (in_place ? 1.0 : 8.0) * static_cast<double>(conv.out_channels) / depth;
   return costs.multiply * 1.05 + costs.pack + unpack;
 }
 
@@ -99,8 +101,8 @@ double rows_cost(const GatherConv& conv, const Costs& costs) {
   const double multiply =
       costs.multiply * channel_waste * 1.03 + 8.0 * channels / (32.0 * conv.in_channels);
   const double steps = static_cast<double>(conv.step_height * conv.step_width);
-  const double copy = conv.input_strides.channel == 1 ? 0.0 : 6.0 * steps / taps;
-  const double unpack = conv.output_strides.channel == 1 ? 0.0 : 6.0 * channels / depth;
+  const double copy = conv.input_strides.channel == 1 ? 0.0 : 5.0 * steps / taps;
+  const double unpack = conv.output_strides.channel == 1 ? 0.0 : 5.0 * channels / depth;
   return multiply + copy + unpack;
 }
 

@@ -47,10 +47,10 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
   return false;
 }
 
-// Direct and dot add their registers to the sums once per strip of an image: that pays when an
-// image has many pixels or the sums stay in L2. Measured: direct wins 1.1-1.5x over panel on maps
-// of 10 x 10 pixels and more. Rows wins where pixels are rows already, and over panel where several
-// taps share the transposition of a pixel.
+// Which algorithm is the fastest was measured on the layers in benchmarks/shapes, see
+// benchmarks/results. Rows wins where pixels are rows already; where many taps and output channels
+// share the transposition of a pixel; and on small maps, where direct would add its registers to
+// sums in L2 too often. Panel wins for 1 x 1 kernels on larger maps, and for few input channels.
 WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   constexpr int64_t kManyPixels = 128;
   constexpr int64_t kFewSums = 128 * 1024;
@@ -60,10 +60,12 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   if (depthwise_applies(call)) return WeightAlgorithm::kDepthwise;
   const int64_t sums = s.in_channels * s.taps() * s.out_channels;
   const int64_t lanes = gemm_kernels(isa).lanes;
+  const bool many_pixels = s.out_pixels() >= kManyPixels;
   const bool few_channels = s.group_in_channels() < kFewChannels;
   if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
-  const WeightAlgorithm other =
-      few_channels || s.taps() == 1 ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
+  const WeightAlgorithm other = few_channels || (s.taps() == 1 && many_pixels)
+                                    ? WeightAlgorithm::kPanel
+                                    : WeightAlgorithm::kRows;
   if (!weight_direct_applies(s)) return other;
   // Multiply-adds done, useful or not, per pixel and weight row (direct) and per row (dot).
   const int64_t direct_work = round_up(s.out_channels, lanes) * s.out_width;
@@ -71,7 +73,9 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   if (call.grad_output_strides.column == 1 && sums <= kMaxDotSums &&
       10 * dot_work < 8 * direct_work)
     return WeightAlgorithm::kDot;
-  return s.out_pixels() >= kManyPixels || sums <= kFewSums ? WeightAlgorithm::kDirect : other;
+  const bool many_taps = s.taps() >= 5 * 5 && s.group_in_channels() >= 2 * kFewChannels &&
+                         s.group_out_channels() > 2 * lanes;
+  return !many_taps && (many_pixels || sums <= kFewSums) ? WeightAlgorithm::kDirect : other;
 }
 
 WeightAlgorithm chosen_or_forced(const Conv2dPlan& plan, const Conv2dGradWeight& call) {

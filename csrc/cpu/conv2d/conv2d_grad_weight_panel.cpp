@@ -187,8 +187,11 @@ WeightPlan plan_blocks(const Conv2dShape& s, Isa isa, int64_t threads) {
   const int64_t wanted = ceil_div(threads, s.groups);
   if (s.group_in_channels() >= 4 * wanted)
     plan.block_channels = std::min(most, ceil_div(s.group_in_channels(), wanted));
-  const int64_t blocks = ceil_div(s.group_in_channels(), plan.block_channels);
+  int64_t blocks = ceil_div(s.group_in_channels(), plan.block_channels);
+  // A last round in which some threads have nothing to do would cost as much as a full one.
+  if (blocks > wanted) blocks = round_up(blocks, wanted);
   plan.block_channels = ceil_div(s.group_in_channels(), blocks);
+  blocks = ceil_div(s.group_in_channels(), plan.block_channels);
   const int64_t chunks = ceil_div(s.batch * s.out_pixels(), kChunkPixels);
   plan.pixel_slices =
       std::clamp<int64_t>(ceil_div(wanted, blocks), 1, std::max<int64_t>(chunks, 1));

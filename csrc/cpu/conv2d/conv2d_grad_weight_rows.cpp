@@ -50,11 +50,37 @@ int64_t reached_rows(const Conv2dShape& s, int64_t rows) {
   return (rows - 1) * s.stride_height + (s.kernel_height - 1) * s.dilation_height + 1;
 }
 
+bool folded(const Conv2dShape& s) {
+  return s.dilation_width == 1 && folding_pays(s.group_in_channels(), s.kernel_width);
+}
+
+// Runs of floats that a step of a tile may read together, and how many of them make up the kernel:
+// the channels of a pixel for every tap, or the pixels of a kernel row for every row.
+int64_t segment_floats(const Conv2dShape& s, int64_t channels) {
+  return folded(s) ? s.kernel_width * channels : channels;
+}
+int64_t segments(const Conv2dShape& s) {
+  return folded(s) ? s.kernel_height : s.taps();
+}
+
 PixelSource part_input(const Conv2dGradWeight& call, int64_t image, int64_t channel,
                        int64_t channels) {
+  const Conv2dShape& s = call.shape;
   const Strides4& in = call.input_strides;
-  return {call.input + image * in.batch + channel * in.channel, in, channels, call.shape.in_height,
-          call.shape.in_width};
+  PixelSource source{call.input + image * in.batch + channel * in.channel,
+                     in,
+                     channels,
+                     s.in_height,
+                     s.in_width,
+                     0,
+                     0,
+                     folded(s)};
+  if (source.folded) {
+    const int64_t reach = (s.out_width - 1) * s.stride_width + s.kernel_width;
+    source.left = s.padding_width;
+    source.right = std::max<int64_t>(0, reach - s.padding_width - s.in_width);
+  }
+  return source;
 }
 
 struct ScratchLayout {
@@ -96,7 +122,8 @@ class RowsBlock {
         sums_(memory),
         packed_(sums_ + layout_.sums),
         copy_(packed_ + layout_.packed),
-        runs_(s_.taps()) {}
+        segment_(segment_floats(call.shape, channels_)),
+        runs_(segments(call.shape)) {}
 
   void accumulate(int64_t slice) {
     const int64_t chunks = chunk_count(plan_, s_);
@@ -124,6 +151,7 @@ class RowsBlock {
     const int64_t first_out = group_ * s_.group_out_channels();
     const int64_t out_stride = s_.group_in_channels() * taps;
     std::vector<int64_t> rows(channels_ * taps);
+    // Sums are ordered by tap, then channel, folded or not.
     for (int64_t c = 0; c < channels_; ++c)
       for (int64_t tap = 0; tap < taps; ++tap) rows[c * taps + tap] = tap * channels_ + c;
     kernels_.unpack_columns({s_.group_out_channels(), channels_ * taps, sums_, layout_.out_pitch,
@@ -158,14 +186,16 @@ class RowsBlock {
     return {begin, std::max(begin, end)};
   }
 
-  // The runs of pixels each tap reads inside the input; runs that continue each other are one.
+  // The runs of pixels each segment reads inside the input; runs that continue each other are one.
   void list_runs() {
     const int64_t step = s_.stride_width * input_.pixel_pitch;
+    const bool fold = folded(s_);
+    const int64_t row_segments = fold ? 1 : s_.kernel_width;
     for (int64_t r = 0; r < s_.kernel_height; ++r)
-      for (int64_t q = 0; q < s_.kernel_width; ++q) {
-        std::vector<GemmRun>& runs = runs_[r * s_.kernel_width + q];
+      for (int64_t q = 0; q < row_segments; ++q) {
+        std::vector<GemmRun>& runs = runs_[r * row_segments + q];
         runs.clear();
-        const Columns columns = columns_inside(q);
+        const Columns columns = fold ? Columns{0, s_.out_width} : columns_inside(q);
         const int64_t depth = columns.end - columns.begin;
         if (depth == 0) continue;
         const int64_t column =
@@ -195,20 +225,20 @@ class RowsBlock {
       const int64_t columns = std::min(width, s_.group_out_channels() - o);
       const GemmPlaceFamily& family = columns > gemm_.lanes ? gemm_.place_wide : gemm_.place_narrow;
       pack_grad_output(o, columns, family.vectors * gemm_.lanes);
-      const int64_t blocks = ceil_div(channels_, family.max_rows);
-      const int64_t block = ceil_div(channels_, blocks);
+      const int64_t blocks = ceil_div(segment_, family.max_rows);
+      const int64_t block = ceil_div(segment_, blocks);
       GemmColumnsTile tile{};
       tile.a_step = s_.stride_width * input_.pixel_pitch;
       tile.b = packed_;
       tile.c_pitch = layout_.out_pitch;
       tile.accumulate = accumulate;
-      for (int64_t c = 0; c < channels_; c += block) {
-        const int64_t height = std::min(block, channels_ - c);
+      for (int64_t c = 0; c < segment_; c += block) {
+        const int64_t height = std::min(block, segment_ - c);
         tile.a = input_.origin + c;
-        for (int64_t tap = 0; tap < s_.taps(); ++tap) {
-          tile.runs = runs_[tap].data();
-          tile.run_count = static_cast<int64_t>(runs_[tap].size());
-          tile.c = sums_ + (tap * channels_ + c) * layout_.out_pitch + o;
+        for (size_t segment = 0; segment < runs_.size(); ++segment) {
+          tile.runs = runs_[segment].data();
+          tile.run_count = static_cast<int64_t>(runs_[segment].size());
+          tile.c = sums_ + (static_cast<int64_t>(segment) * segment_ + c) * layout_.out_pitch + o;
           family.columns[height - 1](tile);
         }
       }
@@ -256,7 +286,8 @@ class RowsBlock {
   float* sums_;
   float* packed_;
   float* copy_;
-  std::vector<std::vector<GemmRun>> runs_;  // per tap
+  const int64_t segment_;
+  std::vector<std::vector<GemmRun>> runs_;  // per segment
   int64_t image_ = 0;                       // the chunk
   int64_t images_ = 0;
   int64_t first_row_ = 0;
@@ -270,7 +301,7 @@ WeightPlan plan_blocks(const Conv2dGradWeight& call, Isa isa, int64_t threads) {
   plan.isa = isa;
   const int64_t wanted = ceil_div(threads, s.groups);
   const int64_t tile = gemm_kernels(isa).place_wide.max_rows;
-  plan.parts = std::clamp<int64_t>(s.group_in_channels() / (2 * tile), 1, wanted);
+  plan.parts = folded(s) ? 1 : std::clamp<int64_t>(s.group_in_channels() / (2 * tile), 1, wanted);
   plan.parts = ceil_div(s.group_in_channels(), part_channels(plan, s));
   const int64_t pixel_floats = part_channels(plan, s) * s.stride_height * s.stride_width;
   const int64_t pixels = std::clamp<int64_t>(kChunkInputFloats / pixel_floats, 32, kChunkPixels);

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 // A view of images whose pixels are rows of channels: in place in channels_last, else a transposed
 // copy of the rows somebody needs.
+//
+// Where a pixel has few channels, the pixels that one kernel row reads are taken together as one
+// row of kernel_width * channels floats ("folded"): they are neighbours in memory, once the borders
+// are padded.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +30,19 @@ struct PixelSource {
   int64_t channels;
   int64_t height;
   int64_t width;
-  bool in_place() const { return strides.channel == 1; }
+  int64_t left;   // columns of zeros wanted before column 0 and
+  int64_t right;  // after the last one
+  bool folded;    // pixels must be neighbours without a gap
+  bool in_place() const {
+    return strides.channel == 1 && left + right == 0 && (!folded || strides.column == channels);
+  }
 };
+
+// Whether folding pays for pixels of `channels` channels.
+inline bool folding_pays(int64_t channels, int64_t kernel_width) {
+  constexpr int64_t kFewChannels = 12;
+  return channels <= kFewChannels && kernel_width > 1;
+}
 
 // Floats of memory that pixel_rows wants for `rows` rows of `images` images.
 int64_t pixel_rows_floats(const PixelSource& source, int64_t images, int64_t rows);

@@ -29,9 +29,6 @@ constexpr int64_t kChunkFloats = 32 * 1024;
 constexpr int64_t kMaxBlockPixels = 14 * 32;
 constexpr int64_t kMaxTilePixels = 32;
 
-bool input_in_place(const GatherConv& conv) {
-  return conv.input_strides.channel == 1;
-}
 bool output_in_place(const GatherConv& conv) {
   return conv.output_strides.channel == 1;
 }
@@ -62,10 +59,30 @@ struct InputRows {
   int64_t reach;  // rows from there to the last one
 };
 
+// Whether the taps of a kernel row are taken as one: neighbouring columns in ascending order.
+bool folded(const GatherConv& conv) {
+  const int64_t count = static_cast<int64_t>(conv.tap_columns.size());
+  for (int64_t q = 1; q < count; ++q)
+    if (conv.tap_columns[q] != conv.tap_columns[0] + q) return false;
+  return folding_pays(conv.in_channels, count);
+}
+
 PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
-  return {conv.input + image * conv.input_strides.batch +
-              group * conv.in_channels * conv.input_strides.channel,
-          conv.input_strides, conv.in_channels, conv.in_height, conv.in_width};
+  PixelSource source{conv.input + image * conv.input_strides.batch +
+                         group * conv.in_channels * conv.input_strides.channel,
+                     conv.input_strides,
+                     conv.in_channels,
+                     conv.in_height,
+                     conv.in_width,
+                     0,
+                     0,
+                     folded(conv)};
+  if (source.folded) {
+    const int64_t last = (conv.grid_width - 1) * conv.step_width + conv.tap_columns.back();
+    source.left = std::max<int64_t>(0, -conv.tap_columns.front());
+    source.right = std::max<int64_t>(0, last - (conv.in_width - 1));
+  }
+  return source;
 }
 
 // Packs w[tap][channel][column] of the block of output channels that starts at `o`.
@@ -122,11 +139,21 @@ class RowsWork {
         kernels_(conv2d_kernels(plan.isa)),
         block_channels_(block_channels(plan.isa)),
         tile_pixels_(gemm_kernels(plan.isa).place_wide.max_rows),
+        folded_(folded(conv)),
+        segments_(
+            static_cast<int64_t>(conv.tap_rows.size() * (folded_ ? 1 : conv.tap_columns.size()))),
+        depth_(conv.in_channels * conv.taps() / segments_),
         weights_(weights),
         zeros_(scratch),
-        copy_(zeros_ + round_up(conv.in_channels, 16)),
+        copy_(zeros_ + zero_floats(conv)),
         output_(copy_ + copy_floats(plan, conv)) {
-    std::memset(zeros_, 0, sizeof(float) * conv.in_channels);
+    std::memset(zeros_, 0, sizeof(float) * zero_floats(conv));
+  }
+
+  // What a tap outside the input reads.
+  static int64_t zero_floats(const GatherConv& conv) {
+    const size_t pixels = folded(conv) ? conv.tap_columns.size() : 1;
+    return round_up(conv.in_channels * static_cast<int64_t>(pixels), 16);
   }
 
   static int64_t copy_floats(const GatherPlan& plan, const GatherConv& conv) {
@@ -178,14 +205,15 @@ class RowsWork {
           });
       Tile tile{count, 0, static_cast<int64_t>(sources_.size()), static_cast<int64_t>(taps_.size()),
                 first};
-      int64_t tap = 0;
+      int64_t segment = 0;
       for (int64_t tap_row : conv_.tap_rows)
         for (int64_t tap_column : conv_.tap_columns) {
           if (list_sources(at, count, tap_row, tap_column)) {
-            taps_.push_back(tap * conv_.in_channels);
+            taps_.push_back(segment * depth_);
             ++tile.taps;
           }
-          ++tap;
+          ++segment;
+          if (folded_) break;  // the first column stands for the whole kernel row
         }
       tiles_.push_back(tile);
     }
@@ -208,7 +236,8 @@ class RowsWork {
       // One unsigned comparison per side: negative places wrap to large ones.
       const bool inside =
           static_cast<uint64_t>(at[l].row + tap_row) < static_cast<uint64_t>(conv_.in_height) &&
-          static_cast<uint64_t>(at[l].column + tap_column) < static_cast<uint64_t>(conv_.in_width);
+          (folded_ || static_cast<uint64_t>(at[l].column + tap_column) <
+                          static_cast<uint64_t>(conv_.in_width));
       reached = reached || inside;
       sources[l] = inside ? at[l].source + shift : zeros_;
     }
@@ -219,19 +248,18 @@ class RowsWork {
   void multiply(int64_t group, int64_t o, int64_t channels) {
     const GemmPlaceFamily& family = tile_family(plan_.isa, channels);
     GemmRowsTile call{};
-    call.depth = conv_.in_channels;
+    call.depth = depth_;
     call.b =
         weights_ + group * group_weight_floats(plan_, conv_) + o * conv_.in_channels * conv_.taps();
     call.c_offset = output_in_place(conv_) ? o : 0;
     call.columns = channels;
     call.column_init =
         conv_.bias == nullptr ? nullptr : conv_.bias + group * conv_.out_channels + o;
-    const int64_t taps = conv_.taps();
     const int64_t width = family.vectors * gemm_kernels(plan_.isa).lanes;
-    const int64_t chunk = std::max<int64_t>(1, kChunkFloats / (width * conv_.in_channels));
+    const int64_t chunk = std::max<int64_t>(1, kChunkFloats / (width * depth_));
     done_.assign(tiles_.size(), 0);
-    for (int64_t first = 0; first < taps; first += chunk) {
-      const int64_t end = (first + chunk) * conv_.in_channels;
+    for (int64_t first = 0; first < segments_; first += chunk) {
+      const int64_t end = (first + chunk) * depth_;
       call.accumulate = first > 0;
       for (size_t t = 0; t < tiles_.size(); ++t) {
         const Tile& tile = tiles_[t];
@@ -265,7 +293,7 @@ class RowsWork {
 
   struct Tile {
     int64_t pixels;
-    int64_t taps;          // that reach the input for any of its pixels
+    int64_t taps;          // taps or kernel rows that reach the input for any of its pixels
     int64_t first_source;  // index into sources_: [taps, pixels]
     int64_t first_tap;     // index into taps_
     int64_t first_pixel;   // index into targets_
@@ -276,6 +304,9 @@ class RowsWork {
   const Conv2dKernels& kernels_;
   const int64_t block_channels_;
   const int64_t tile_pixels_;
+  const bool folded_;
+  const int64_t segments_;  // taps, or kernel rows when folded
+  const int64_t depth_;     // floats a segment reads at each pixel
   const float* weights_;
   float* zeros_;
   float* copy_;
@@ -290,7 +321,7 @@ class RowsWork {
 
 int64_t slot_floats(const GatherPlan& plan, const GatherConv& conv) {
   const int64_t pixels = plan.block_images * plan.strip_rows * conv.grid_width;
-  return round_up(conv.in_channels, 16) + RowsWork::copy_floats(plan, conv) +
+  return RowsWork::zero_floats(conv) + RowsWork::copy_floats(plan, conv) +
          (output_in_place(conv)
               ? 0
               : round_up(pixels * std::min(block_channels(plan.isa), conv.out_channels), 16));
@@ -304,7 +335,8 @@ int64_t weight_floats(const GatherPlan& plan, const GatherConv& conv) {
 
 void plan_rows(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
   const int64_t plane = conv.grid_height * conv.grid_width;
-  const int64_t copied = input_in_place(conv) ? 1 : conv.step_height * conv.step_width;
+  const bool in_place = group_input(conv, 0, 0).in_place();
+  const int64_t copied = in_place ? 1 : conv.step_height * conv.step_width;
   const int64_t pixel_floats = conv.in_channels * copied + block_channels(plan->isa);
   const int64_t tile = gemm_kernels(plan->isa).place_wide.max_rows;
   int64_t pixels = std::clamp(kBlockFloats / pixel_floats, 4 * tile, kMaxBlockPixels);

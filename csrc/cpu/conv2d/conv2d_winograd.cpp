@@ -53,7 +53,13 @@ int64_t block_tiles(const GatherPlan& plan, const GatherConv& conv) {
 PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
   return {conv.input + image * conv.input_strides.batch +
               group * conv.in_channels * conv.input_strides.channel,
-          conv.input_strides, conv.in_channels, conv.in_height, conv.in_width};
+          conv.input_strides,
+          conv.in_channels,
+          conv.in_height,
+          conv.in_width,
+          0,
+          0,
+          false};
 }
 
 struct ScratchLayout {
