@@ -6,7 +6,8 @@
 Every shape is verified first: against float64 on as many images as that takes a moment for, and
 against torch on the whole batch. Then all sides are timed in turns within the same second, so that
 a noisy machine slows every one; the median of each is reported. `train` is forward plus all
-gradients the layer needs, `forward` and `backward` are its two halves. With `--baseline both`,
+gradients the layer needs, `forward` and `backward` are its two halves, `grad_input` and
+`grad_weight` (with the bias) the halves of the latter. With `--baseline both`,
 torch runs in channels_last as well, whatever fastconv's layout is.
 """
 
@@ -113,7 +114,16 @@ class Side:
             self.run()
 
     def backward(self) -> None:
-        torch.autograd.grad(self.output, self.leaves, self.grad, retain_graph=True)
+        self.gradients(self.leaves)
+
+    def grad_input(self) -> None:
+        self.gradients([self.input])
+
+    def grad_weight(self) -> None:
+        self.gradients([self.weight, self.bias])
+
+    def gradients(self, leaves: list[torch.Tensor]) -> None:
+        torch.autograd.grad(self.output, leaves, self.grad, retain_graph=True)
 
     def train(self) -> None:
         torch.autograd.grad(self.run(), self.leaves, self.grad)
@@ -192,13 +202,18 @@ class Setup:
     peak: float  # GFLOP/s
 
 
-def algorithms_used(shape: ConvShape, which: str) -> dict[str, str]:
-    """What served the last pass of fastconv, by kernel."""
-    kernels = ["conv2d_forward"] if which != "backward" else []
-    if which != "forward":
-        kernels += ["conv2d_grad_input"] if shape.needs_grad_input else []
-        kernels += ["conv2d_grad_weight"]
-    return {kernel: runtime.last_used_algorithm(kernel) or "none" for kernel in kernels}
+def kernels_of(shape: ConvShape, which: str) -> list[str]:
+    """The kernels that a pass runs; each does as many operations as the forward pass."""
+    backward = ["conv2d_grad_weight"]
+    if shape.needs_grad_input:
+        backward.insert(0, "conv2d_grad_input")
+    return {
+        "forward": ["conv2d_forward"],
+        "backward": backward,
+        "grad_input": ["conv2d_grad_input"],
+        "grad_weight": ["conv2d_grad_weight"],
+        "train": ["conv2d_forward", *backward],
+    }[which]
 
 
 def compare_shape(shape: ConvShape, setup: Setup) -> Row:
@@ -213,9 +228,8 @@ def compare_shape(shape: ConvShape, setup: Setup) -> Row:
     worst_error(ours.results(), theirs[0].results())
     runs = [getattr(side, setup.which) for side in (ours, *theirs)]
     ours_s, torch_s, *channels_last_s = interleaved_medians(runs, setup.seconds)
-    passes = {"forward": 1, "backward": 1 + shape.needs_grad_input}
-    passes["train"] = passes["forward"] + passes["backward"]
-    gflops = 1e-9 * shape.forward_flops(setup.batch) * passes[setup.which] / ours_s
+    kernels = kernels_of(shape, setup.which)
+    gflops = 1e-9 * shape.forward_flops(setup.batch) * len(kernels) / ours_s
     runs[0]()
     return Row(
         network=shape.network,
@@ -230,7 +244,7 @@ def compare_shape(shape: ConvShape, setup: Setup) -> Row:
         channels_last_ms=channels_last_s[0] * 1e3 if channels_last_s else None,
         gflops=gflops,
         share=gflops / setup.peak,
-        algorithms=algorithms_used(shape, setup.which),
+        algorithms={k: runtime.last_used_algorithm(k) or "none" for k in kernels},
         error=error,
     )
 
@@ -283,7 +297,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--layout", choices=["nchw", "nhwc"], default="nchw")
     parser.add_argument(
-        "--pass", dest="which", choices=["forward", "backward", "train"], default="train"
+        "--pass",
+        dest="which",
+        choices=["forward", "backward", "grad_input", "grad_weight", "train"],
+        default="train",
     )
     parser.add_argument(
         "--baseline",
@@ -316,6 +333,7 @@ def main() -> None:
         first, last = (int(part) if part else None for part in args.slice.split(":"))
         for network in args.networks:
             shapes = [s for s in load_shapes(network) if args.only in s.name][first:last]
+            shapes = [s for s in shapes if s.needs_grad_input or args.which != "grad_input"]
             if not shapes:
                 continue
             print(f"{network}\n{HEADING}{'   nhwc ms  ratio' if both else ''}  algorithms")

@@ -18,13 +18,17 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NETWORKS = sorted(path.stem for path in (BENCHMARKS / "shapes").glob("*.txt"))
 
 
-@pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare", BENCHMARKS / "compare.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def compare() -> ModuleType:
+    return load("compare")
 
 
 # Weights of all convolutions, without biases: the published parameter counts of the networks less
@@ -98,3 +102,14 @@ def test_compare_names_the_networks_it_knows(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "got lenet6" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("channels", [16, 64, 256])
+def test_winograd_is_about_as_exact_as_direct(channels: int) -> None:
+    """At most twice torch's error and 2.5 times that of the direct kernels."""
+    error = load("winograd_error")
+    torch_rows, direct, winograd = (error.measure(channels, who) for who in error.WHO)
+    for by_torch, plain, row in zip(torch_rows, direct, winograd, strict=True):
+        assert row.rms_error < 2 * by_torch.rms_error
+        assert row.rms_error < 2.5 * plain.rms_error
+        assert row.max_error < 2 * by_torch.max_error

@@ -76,18 +76,18 @@ inline void step(const float* a, const float* b, Simd::Reg (&acc)[Rows][Vectors]
   }
 }
 
-// acc += A B over k and k + 1, which lie side by side in A. A tile one vector wide would need a
-// load for every multiply-add, more than a core can do; here one load and one shuffle serve two.
-// With a = (A[i][k], A[i][k+1]) in every pair of lanes, the even lanes first take k and the odd
-// ones k + 1, then the other way round.
-template <int64_t kRowStep, class V, int Rows>
-inline void step_pair(const float* a, const float* b, int64_t b_pitch,
+// acc += A B over k and k + 1, which lie side by side in A, row i at a_row(i). A tile one vector
+// wide would need a load for every multiply-add, more than a core can do; here one load and one
+// shuffle serve two. With a = (A[i][k], A[i][k+1]) in every pair of lanes, the even lanes first
+// take k and the odd ones k + 1, then the other way round.
+template <class V, int Rows, class RowOfA>
+inline void step_pair(RowOfA a_row, const float* b, int64_t b_pitch,
                       typename V::Reg (&acc)[Rows][1]) {
   const auto b0 = V::load(b), b1 = V::load(b + b_pitch);
   const auto straight = V::blend_odd(b0, b1), crossed = V::blend_odd(b1, b0);
 #pragma GCC unroll 32
   for (int i = 0; i < Rows; ++i) {
-    const auto pair = V::set_pair(a + i * kRowStep);
+    const auto pair = V::set_pair(a_row(i));
     acc[i][0] = V::fma(pair, straight, acc[i][0]);
     acc[i][0] = V::fma(V::swap_pairs(pair), crossed, acc[i][0]);
   }
@@ -122,7 +122,7 @@ void gemm_tile(const GemmTile& tile) {
         b += b_pitch;
       }
       for (int64_t k = 1; k < terms; k += 2) {
-        step_pair<kRowStep, Simd>(a, b, b_pitch, acc);
+        step_pair<Simd>([a](int i) { return a + i * kRowStep; }, b, b_pitch, acc);
         a += 2;
         b += 2 * b_pitch;
       }
@@ -162,20 +162,28 @@ constexpr GemmFamily gemm_family() {
 template <int Rows, int Vectors>
 inline void flush_rows_tile(const GemmRowsTile& tile, Simd::Reg (&acc)[Rows][Vectors], bool add) {
   constexpr int kLanes = Simd::kLanes;
-  const bool whole = tile.columns == Vectors * kLanes;
+  float* const* rows = tile.c;
+  const int64_t offset = tile.c_offset;
+  if (tile.columns == Vectors * kLanes) {
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        float* c = rows[i] + offset + v * kLanes;
+        Simd::store(c, add ? Simd::add(Simd::load(c), acc[i][v]) : acc[i][v]);
+        acc[i][v] = Simd::zero();
+      }
+    return;
+  }
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) {
     const int64_t left = tile.columns - v * kLanes;
     const Simd::Mask mask = Simd::mask_first(left < 0 ? 0 : left > kLanes ? kLanes : left);
 #pragma GCC unroll 32
     for (int i = 0; i < Rows; ++i) {
-      float* c = tile.c[i] + tile.c_offset + v * kLanes;
-      if (whole) {
-        Simd::store(c, add ? Simd::add(Simd::load(c), acc[i][v]) : acc[i][v]);
-      } else {
-        const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
-        Simd::store_masked(c, x, mask);
-      }
+      float* c = rows[i] + offset + v * kLanes;
+      const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
+      Simd::store_masked(c, x, mask);
       acc[i][v] = Simd::zero();
     }
   }
@@ -213,6 +221,10 @@ void rows_tile(const GemmRowsTile& tile) {
       }
       const int64_t end = tile.depth - k < room ? tile.depth : k + room;
       room -= end - k;
+      if constexpr (Vectors == 1 && kLanes > 1) {
+        for (; k + 1 < end; k += 2, b += 2 * kLanes)
+          step_pair<Simd>([&](int i) { return row[i] + k; }, b, kLanes, acc);
+      }
       for (; k < end; ++k, b += Vectors * kLanes) {
         typename Simd::Reg bv[Vectors];
 #pragma GCC unroll 8
@@ -229,9 +241,36 @@ void rows_tile(const GemmRowsTile& tile) {
   flush_rows_tile<Rows, Vectors>(tile, acc, add);
 }
 
+// acc += A B over one k, for neighbouring rows of A side by side in memory and a tile one vector
+// wide: again one load and one shuffle serve two multiply-adds. acc[i] holds row i in its even
+// lanes and row i + 1 in its odd ones, acc[i + 1] the other halves, until sort_pairs.
+template <class V, int Rows>
+inline void step_row_pairs(const float* a, const float* b, typename V::Reg (&acc)[Rows][1]) {
+  const auto bv = V::load(b);
+#pragma GCC unroll 32
+  for (int i = 0; i + 1 < Rows; i += 2) {
+    const auto pair = V::set_pair(a + i);
+    acc[i][0] = V::fma(pair, bv, acc[i][0]);
+    acc[i + 1][0] = V::fma(V::swap_pairs(pair), bv, acc[i + 1][0]);
+  }
+  if constexpr (Rows % 2 != 0)
+    acc[Rows - 1][0] = V::fma(V::set1(a[Rows - 1]), bv, acc[Rows - 1][0]);
+}
+
+template <class V, int Rows>
+inline void sort_pairs(typename V::Reg (&acc)[Rows][1]) {
+#pragma GCC unroll 32
+  for (int i = 0; i + 1 < Rows; i += 2) {
+    const auto x = acc[i][0], y = acc[i + 1][0];
+    acc[i][0] = V::blend_odd(x, y);
+    acc[i + 1][0] = V::blend_odd(y, x);
+  }
+}
+
 template <int Rows, int Vectors>
 void columns_tile(const GemmColumnsTile& tile) {
   constexpr int kLanes = Simd::kLanes;
+  constexpr bool kPairs = Vectors == 1 && kLanes > 1;
   typename Simd::Reg acc[Rows][Vectors];
 #pragma GCC unroll 32
   for (int i = 0; i < Rows; ++i)
@@ -241,6 +280,7 @@ void columns_tile(const GemmColumnsTile& tile) {
   const int64_t a_step = tile.a_step;
   bool add = tile.accumulate;
   const auto flush = [&] {
+    if constexpr (kPairs) sort_pairs<Simd>(acc);
 #pragma GCC unroll 32
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
@@ -265,6 +305,10 @@ void columns_tile(const GemmColumnsTile& tile) {
       left -= terms;
       room -= terms;
       for (int64_t k = 0; k < terms; ++k, a += a_step, b += Vectors * kLanes) {
+        if constexpr (kPairs) {
+          step_row_pairs<Simd>(a, b, acc);
+          continue;
+        }
         typename Simd::Reg bv[Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
