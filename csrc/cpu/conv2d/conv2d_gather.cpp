@@ -119,11 +119,14 @@ double winograd_cost(const GatherConv& conv, const Costs& costs) {
   // Cycles per `lanes` Winograd tiles; a transposition moves four vectors of pixels.
   const double in_cycles = conv.input_strides.channel == 1 ? 35.0 : 60.0;
   const double out_cycles = conv.output_strides.channel == 1 ? 30.0 : 55.0;
-  constexpr double kWeightCycles = 60.0;
+  // Per vector of weights; many more when the transformed ones leave the cache.
+  constexpr int64_t kCachedWeights = 256 * 1024;
+  const double weight_cycles =
+      conv.in_channels * conv.out_channels <= kCachedWeights ? 60.0 : 1000.0;
   const double tiles = conv.batch * tile_rows * row_tiles;
   const double multiply = 16.0 * costs.multiply * channel_waste * in * 1.08;
   const double transforms = in_cycles * in + out_cycles * out;
-  return (multiply + transforms + kWeightCycles * in * out / tiles) * tile_waste / (4.0 * 9.0 * in);
+  return (multiply + transforms + weight_cycles * in * out / tiles) * tile_waste / (4.0 * 9.0 * in);
 }
 
 // The algorithm with the least estimated cost among those that can serve the gather, or the forced

@@ -10,7 +10,7 @@
 namespace fastconv::cpu {
 namespace {
 
-enum class WeightAlgorithm { kPanel, kDirect, kDot, kRows, kDepthwise, kImpossible };
+enum class WeightAlgorithm { kPanel, kDirect, kDot, kRows, kWinograd, kDepthwise, kImpossible };
 
 const char* algorithm_name(WeightAlgorithm algorithm) {
   switch (algorithm) {
@@ -22,6 +22,8 @@ const char* algorithm_name(WeightAlgorithm algorithm) {
       return "dot";
     case WeightAlgorithm::kRows:
       return "rows";
+    case WeightAlgorithm::kWinograd:
+      return "winograd";
     case WeightAlgorithm::kDepthwise:
       return "depthwise";
     case WeightAlgorithm::kImpossible:
@@ -39,12 +41,29 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
       return weight_direct_applies(call.shape);
     case WeightAlgorithm::kDot:
       return weight_direct_applies(call.shape) && call.grad_output_strides.column == 1;
+    case WeightAlgorithm::kWinograd:
+      return weight_winograd_applies(call.shape);
     case WeightAlgorithm::kDepthwise:
       return depthwise_applies(call);
     case WeightAlgorithm::kImpossible:
       break;
   }
   return false;
+}
+
+// Winograd wins where there are enough tiles to pay for the transformation of the sums, which are
+// nearly twice as many; the more so when they leave the cache.
+bool weight_winograd_pays(const Conv2dShape& s) {
+  constexpr int64_t kFewChannels = 12;
+  constexpr int64_t kFewTiles = 16;
+  constexpr int64_t kManyTiles = 128;
+  constexpr int64_t kCachedSums = 64 * 1024;
+  const int64_t in = s.group_in_channels();
+  const int64_t out = s.group_out_channels();
+  if (!weight_winograd_applies(s) || in < kFewChannels || out < kFewChannels) return false;
+  const int64_t tiles =
+      s.batch * ceil_div(s.out_height, int64_t{2}) * ceil_div(s.out_width, int64_t{2});
+  return tiles >= (in * out <= kCachedSums ? kFewTiles : kManyTiles);
 }
 
 // Which algorithm is the fastest was measured on the layers in benchmarks/shapes, see
@@ -62,6 +81,7 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const int64_t lanes = gemm_kernels(isa).lanes;
   const bool many_pixels = s.out_pixels() >= kManyPixels;
   const bool few_channels = s.group_in_channels() < kFewChannels;
+  if (weight_winograd_pays(s)) return WeightAlgorithm::kWinograd;
   if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
   const WeightAlgorithm other = few_channels || (s.taps() == 1 && many_pixels)
                                     ? WeightAlgorithm::kPanel
@@ -82,7 +102,7 @@ WeightAlgorithm chosen_or_forced(const Conv2dPlan& plan, const Conv2dGradWeight&
   if (plan.forced == nullptr) return choose_algorithm(call, plan.isa);
   for (WeightAlgorithm algorithm :
        {WeightAlgorithm::kPanel, WeightAlgorithm::kDirect, WeightAlgorithm::kDot,
-        WeightAlgorithm::kRows, WeightAlgorithm::kDepthwise})
+        WeightAlgorithm::kRows, WeightAlgorithm::kWinograd, WeightAlgorithm::kDepthwise})
     if (!is_other(plan.forced, algorithm_name(algorithm)) && algorithm_applies(algorithm, call))
       return algorithm;
   return WeightAlgorithm::kImpossible;
@@ -109,6 +129,9 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
     case WeightAlgorithm::kRows:
       plan.scratch_floats = weight_rows_scratch_floats(call, plan.isa, plan.threads);
       break;
+    case WeightAlgorithm::kWinograd:
+      plan.scratch_floats = weight_winograd_scratch_floats(call, plan.isa, plan.threads);
+      break;
     case WeightAlgorithm::kDepthwise:
       plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
       break;
@@ -131,6 +154,8 @@ void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, fl
       return grad_weight_direct(plan, call, WeightVectors::kPixels, scratch);
     case WeightAlgorithm::kRows:
       return grad_weight_rows(plan, call, scratch);
+    case WeightAlgorithm::kWinograd:
+      return grad_weight_winograd(plan, call, scratch);
     case WeightAlgorithm::kDepthwise:
       return depthwise_grad_weight(plan, call, scratch);
     case WeightAlgorithm::kImpossible:

@@ -9,6 +9,7 @@
 //           3, 5 and 7 without column stride, where packing a panel would cost as much as the rest
 //   rows    the taps read whole pixels, whose channels lie side by side in channels_last and are
 //           transposed block by block in other layouts; no panel, zeros are never multiplied
+//   winograd  3 x 3 kernels without stride or dilation: 2.25 times fewer multiplications
 //   dot     as direct with vectors along the pixels, nothing transposed: for few output channels
 //
 // Only conv2d_grad_weight.cpp calls these.
@@ -23,6 +24,11 @@ void grad_weight_panel(const Conv2dPlan& plan, const Conv2dGradWeight& call, flo
 
 int64_t weight_rows_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads);
 void grad_weight_rows(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
+
+// Precondition: weight_winograd_applies(shape).
+bool weight_winograd_applies(const Conv2dShape& shape);
+int64_t weight_winograd_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads);
+void grad_weight_winograd(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
 
 enum class WeightVectors { kChannels, kPixels };  // direct, dot
 

@@ -44,10 +44,33 @@ struct WinogradOutput {
   float* targets[4];
 };
 
+// One tile of the output's gradient, vectors along the channels:
+//   z[k * coefficient_pitch + c] = coefficient k of A d A^T, channel c, d[y][x] = pixels[2 * y +
+//   x][c]
+// Whole vectors of z are written; past the last channel they are zero.
+struct WinogradGradOutput {
+  const float* pixels[4];
+  int64_t channels;
+  float* z;
+  int64_t coefficient_pitch;
+};
+
+// taps[(3 * r + q) * tap_pitch + c] = (G^T u G)[r][q], u[k] = u[k * coefficient_pitch + c]. Whole
+// vectors are read and written.
+struct WinogradWeightSums {
+  const float* u;
+  int64_t coefficient_pitch;
+  int64_t channels;
+  float* taps;
+  int64_t tap_pitch;
+};
+
 struct WinogradKernels {
   void (*transform_input)(const WinogradInput& input);
   void (*transform_weights)(const WinogradWeights& weights);
   void (*transform_output)(const WinogradOutput& output);
+  void (*transform_grad_output)(const WinogradGradOutput& grad);
+  void (*transform_weight_sums)(const WinogradWeightSums& sums);
 };
 
 extern const WinogradKernels kWinogradKernelsScalar;

@@ -8,6 +8,7 @@
 namespace fastconv::cpu {
 
 const WinogradKernels kWinogradKernelsAvx512 = {&transform_input, &transform_weights,
-                                                &transform_output};
+                                                &transform_output, &transform_grad_output,
+                                                &transform_weight_sums};
 
 }  // namespace fastconv::cpu

@@ -9,9 +9,11 @@
 
 namespace {
 
+using fastconv::cpu::WinogradGradOutput;
 using fastconv::cpu::WinogradInput;
 using fastconv::cpu::WinogradOutput;
 using fastconv::cpu::WinogradWeights;
+using fastconv::cpu::WinogradWeightSums;
 
 constexpr int64_t kLanes = Simd::kLanes;
 
@@ -114,6 +116,62 @@ void transform_output(const WinogradOutput& out) {
       for (int x = 0; x < 2; ++x)
         if (out.targets[2 * y + x] != nullptr)
           Simd::store_masked(out.targets[2 * y + x] + c, Simd::add(pair[x], bias), lanes);
+    }
+  }
+}
+
+// A applied to two values.
+inline void grad_stage(Simd::Reg y0, Simd::Reg y1, Simd::Reg* m) {
+  m[0] = y0;
+  m[1] = Simd::add(y0, y1);
+  m[2] = Simd::sub(y0, y1);
+  m[3] = Simd::sub(Simd::zero(), y1);
+}
+
+void transform_grad_output(const WinogradGradOutput& in) {
+  for (int64_t c = 0; c < in.channels; c += kLanes) {
+    const Simd::Mask lanes = Simd::mask_first(min_of(kLanes, in.channels - c));
+    Simd::Reg rows[2][4];
+#pragma GCC unroll 2
+    for (int y = 0; y < 2; ++y)
+      grad_stage(Simd::load_masked(in.pixels[2 * y] + c, lanes),
+                 Simd::load_masked(in.pixels[2 * y + 1] + c, lanes), rows[y]);
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      Simd::Reg columns[4];
+      grad_stage(rows[0][q], rows[1][q], columns);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r)
+        Simd::store(in.z + (4 * r + q) * in.coefficient_pitch + c, columns[r]);
+    }
+  }
+}
+
+// G^T applied to four values.
+inline void weight_sum_stage(Simd::Reg u0, Simd::Reg u1, Simd::Reg u2, Simd::Reg u3, Simd::Reg* g) {
+  const Simd::Reg half = Simd::set1(0.5f);
+  const Simd::Reg even = Simd::mul(half, Simd::add(u1, u2));
+  g[0] = Simd::add(u0, even);
+  g[1] = Simd::mul(half, Simd::sub(u1, u2));
+  g[2] = Simd::add(even, u3);
+}
+
+void transform_weight_sums(const WinogradWeightSums& in) {
+  for (int64_t c = 0; c < in.channels; c += kLanes) {
+    const float* u = in.u + c;
+    Simd::Reg rows[4][3];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r)
+      weight_sum_stage(Simd::load(u + (4 * r) * in.coefficient_pitch),
+                       Simd::load(u + (4 * r + 1) * in.coefficient_pitch),
+                       Simd::load(u + (4 * r + 2) * in.coefficient_pitch),
+                       Simd::load(u + (4 * r + 3) * in.coefficient_pitch), rows[r]);
+#pragma GCC unroll 3
+    for (int q = 0; q < 3; ++q) {
+      Simd::Reg columns[3];
+      weight_sum_stage(rows[0][q], rows[1][q], rows[2][q], rows[3][q], columns);
+#pragma GCC unroll 3
+      for (int r = 0; r < 3; ++r) Simd::store(in.taps + (3 * r + q) * in.tap_pitch + c, columns[r]);
     }
   }
 }

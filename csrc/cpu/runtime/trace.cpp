@@ -51,8 +51,8 @@ const char* const* kernel_algorithms(KernelId kernel) {
   static constexpr const char* kGather[] = {"panel",     "pixel_vectors", "channel_vectors",
                                             "rows",      "winograd",      "winograd_rows",
                                             "depthwise", "torch",         nullptr};
-  static constexpr const char* kGradWeight[] = {"panel",     "direct", "dot",  "rows",
-                                                "depthwise", "torch",  nullptr};
+  static constexpr const char* kGradWeight[] = {"panel",    "direct",    "dot",   "rows",
+                                                "winograd", "depthwise", "torch", nullptr};
   static constexpr const char* kNone[] = {nullptr};
   switch (kernel) {
     case KernelId::kConv2dForward:
