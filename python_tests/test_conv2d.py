@@ -567,12 +567,12 @@ def test_every_algorithm_is_tested() -> None:
                 for kernel, algorithms in seen.items():
                     algorithms.add(runtime.last_used_algorithm(kernel))
     vectors = {"channel_vectors"} if len(runtime.available_isas()) > 1 else set()
-    gather = {"panel", "pixel_vectors", "winograd", "depthwise"} | vectors
+    gather = {"panel", "pixel_vectors", "rows", "winograd", "depthwise"} | vectors
     dot = {"dot"} if vectors else set()
     assert seen == {
         "conv2d_forward": gather,
         "conv2d_grad_input": gather,
-        "conv2d_grad_weight": {"panel", "direct", "depthwise"} | dot,
+        "conv2d_grad_weight": {"panel", "direct", "rows", "winograd", "depthwise"} | dot,
     }
 
 
