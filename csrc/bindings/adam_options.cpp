@@ -57,7 +57,7 @@ AdamStepScalars adam_scalars(const AdamOptions& o, double step, cpu::AdamType ty
   s.beta2 = beta2.read();
   s.eps = o.eps;
   s.step_size = divide(lr, one_minus(power(beta1, step))).read();
-  s.bias_correction2 = one_minus(power(beta2, step)).read();
+  s.correction = power(one_minus(power(beta2, step)), 0.5).read();
   s.l2 = o.decoupled_weight_decay ? 0.0 : o.weight_decay;
   s.keep = 1.0;
   if (o.decoupled_weight_decay && o.weight_decay != 0.0)

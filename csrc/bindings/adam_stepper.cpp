@@ -97,9 +97,13 @@ at::Tensor tensor_in(PyObject* dict, const char* key) {
   return value != nullptr && THPVariable_Check(value) ? THPVariable_Unpack(value) : at::Tensor();
 }
 
+[[noreturn]] void refuse(const char* name, const char* expected, PyObject* got) {
+  throw py::type_error(std::string("Adam: expected ") + name + " to be " + expected + ", got " +
+                       Py_TYPE(got)->tp_name);
+}
+
 double read_scalar_tensor(PyObject* value, const char* name) {
-  TORCH_CHECK_TYPE(THPVariable_Check(value), "Adam: expected ", name,
-                   " to be a tensor of one number, got ", Py_TYPE(value)->tp_name);
+  if (!THPVariable_Check(value)) refuse(name, "a tensor of one number", value);
   return THPVariable_Unpack(value).item<double>();
 }
 
@@ -117,11 +121,10 @@ AdamGradientOptions read_gradient_options(PyObject* attributes, bool* found_inf)
     o.write_back = true;
   }
   if (PyObject* norm = find(attributes, names().max_grad_norm)) {
-    TORCH_CHECK_TYPE(read_number(norm, &o.max_norm),
-                     "Adam: expected max_grad_norm to be a number, "
-                     "got ",
-                     Py_TYPE(norm)->tp_name);
-    TORCH_CHECK_VALUE(o.max_norm >= 0.0, "Adam: expected max_grad_norm >= 0, got ", o.max_norm);
+    if (!read_number(norm, &o.max_norm)) refuse("max_grad_norm", "a number or None", norm);
+    if (!(o.max_norm >= 0.0))
+      throw py::value_error("Adam: expected max_grad_norm of at least 0, got " +
+                            std::string(py::str(py::handle(norm))));
   }
   PyObject* skip = find(attributes, names().skip_nonfinite);
   o.skip_nonfinite = skip != nullptr && PyObject_IsTrue(skip) == 1;
@@ -218,13 +221,17 @@ py::list AdamStepper::prepare(py::handle optimizer) {
   const py::object attributes = attributes_of(optimizer);
   PyObject* groups = find(attributes.ptr(), names().param_groups);
   PyObject* state = find(attributes.ptr(), names().state);
-  TORCH_CHECK_TYPE(
-      groups != nullptr && PyList_Check(groups) && state != nullptr && PyDict_Check(state),
-      "Adam: expected param_groups to be a list and state to be a dict");
+  if (groups == nullptr || !PyList_Check(groups))
+    throw py::type_error("Adam: expected param_groups to be a list");
+  if (state == nullptr || !PyDict_Check(state))
+    throw py::type_error("Adam: expected state to be a dict");
   py::list others;
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) {
-    TORCH_CHECK_TYPE(add_group(PyList_GET_ITEM(groups, g)), "Adam: expected param_groups[", g,
-                     "] to be a dict with a list of tensors under 'params'");
+    if (!add_group(PyList_GET_ITEM(groups, g)))
+      throw py::type_error(
+          "Adam: expected a dict with a list of tensors under 'params' in "
+          "param_groups[" +
+          std::to_string(g) + "]");
     for (const py::object& param : group_list_.back().params)
       if (!add_param(param.ptr(), state, group_list_.size() - 1)) others.append(param);
   }
@@ -352,6 +359,7 @@ void bind_adam_stepper(py::module_& m) {
            py::arg("other_squares"), py::arg("others_finite"))
       .def("prepare", &AdamStepper::prepare, py::arg("optimizer"))
       .def("reset", &AdamStepper::reset)
+      .def_property_readonly("has_others", &AdamStepper::has_others)
       .def_property_readonly("grad_norm", &AdamStepper::grad_norm)
       .def_readwrite("skipped_steps", &AdamStepper::skipped_steps);
 }

@@ -46,6 +46,10 @@ class AdamStepper {
   // Forgets what prepare() saw.
   void reset();
 
+  // Whether the last prepare() found parameters that the kernels cannot work on.
+  bool has_others() const { return has_others_; }
+
+  // Of the last step, before clipping; None if it was not computed.
   pybind11::object grad_norm() const;
 
   int64_t skipped_steps = 0;

@@ -8,8 +8,6 @@
 //   p -= (lr c / (1 - beta1^t)) * m / (sqrt(v) + eps c)
 #pragma once
 
-#include <cmath>
-
 namespace fastconv {
 
 // What a step of one tensor depends on besides the tensor.
@@ -17,10 +15,10 @@ struct AdamStepScalars {
   double beta1;
   double beta2;
   double eps;
-  double step_size;         // lr / (1 - beta1^t)
-  double bias_correction2;  // 1 - beta2^t
-  double l2;                // added to the gradient, times the parameter; 0 when decoupled
-  double keep;  // the parameter is multiplied by this first: 1 - lr * weight_decay, or 1
+  double step_size;   // lr / (1 - beta1^t)
+  double correction;  // sqrt(1 - beta2^t)
+  double l2;          // added to the gradient, times the parameter; 0 when decoupled
+  double keep;        // the parameter is multiplied by this first: 1 - lr * weight_decay, or 1
   bool maximize;
 };
 
@@ -41,15 +39,14 @@ inline AdamCoefficients fold_adam_scalars(const AdamStepScalars& s) {
   // 0.
   constexpr double kSmallestFloat = 1.17549435e-38;
   AdamCoefficients c{};
-  const double correction = std::sqrt(s.bias_correction2);
   const double weight = 1.0 - s.beta1;
   // Interpolation from the nearer end: exact at both, as torch.lerp is.
   c.average_from_grad = weight >= 0.5;
   c.average_weight = c.average_from_grad ? weight - 1.0 : weight;
   c.beta2 = s.beta2;
   c.one_minus_beta2 = 1.0 - s.beta2;
-  c.step_size = s.step_size * correction;
-  c.eps = s.eps * correction;
+  c.step_size = s.step_size * s.correction;
+  c.eps = s.eps * s.correction;
   if (s.eps > 0.0 && c.eps < kSmallestFloat) c.eps = kSmallestFloat;
   c.l2 = s.l2;
   c.keep = s.keep;

@@ -86,7 +86,7 @@ class OneCallStep(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._stepper.step_without_hooks(self, 0.0, True) is None:
+        if self._stepper.has_others or self._stepper.step_without_hooks(self, 0.0, True) is None:
             self._step_anew()
         return loss
 
@@ -94,11 +94,10 @@ class OneCallStep(torch.optim.Adam):
 
     def _step_anew(self) -> None:
         """Look at parameters and states afresh, and step."""
-        if not any(group["differentiable"] for group in self.param_groups):
-            with torch.no_grad():
-                for group in self.param_groups:
-                    self._init_group(group, [], [], [], [], [], [])
-                    self._adapt_states(group["params"])
+        for group in self.param_groups:
+            self._init_states(group)
+            if not group["differentiable"]:
+                self._adapt_states(group["params"])
         others = {id(param) for param in self._stepper.prepare(self)}
         if others:
             self._step_with_torch(others)
@@ -118,7 +117,7 @@ class OneCallStep(torch.optim.Adam):
                 low = param.dtype == torch.bfloat16 and value.dtype == torch.bfloat16
                 if low or value.stride() != param.stride():
                     dtype = torch.float32 if low else value.dtype
-                    state[key] = torch.empty_like(param, dtype=dtype).copy_(value)
+                    state[key] = torch.empty_like(param.detach(), dtype=dtype).copy_(value)
 
     def _step_with_torch(self, others: set[int]) -> None:
         """Step the parameters in ``others`` by torch's functions, the rest by the kernels."""
@@ -151,10 +150,19 @@ class OneCallStep(torch.optim.Adam):
         for group, lists in zip(self.param_groups, groups, strict=True):
             self._call_torch(group, lists, factor)
 
-    def _torch_lists(self, group: dict[str, Any], others: set[int]) -> list[list[Tensor]]:
+    def _init_states(self, group: dict[str, Any]) -> list[list[Tensor]]:
+        """Make missing states, as torch does.
+
+        Returns:
+            Parameters with a gradient, their gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, step.
+        """
         lists: list[list[Tensor]] = [[] for _ in range(6)]
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
             self._init_group(group, *lists)
+        return lists
+
+    def _torch_lists(self, group: dict[str, Any], others: set[int]) -> list[list[Tensor]]:
+        lists = self._init_states(group)
         keep = [i for i, param in enumerate(lists[0]) if id(param) in others]
         return [[tensors[i] for i in keep] if tensors else [] for tensors in lists]
 

@@ -23,7 +23,7 @@ void adam_reference(const AdamReference<T>& arrays, const AdamStepScalars& s, do
       kept = v > kept || v != v ? v : kept;
       largest = kept;
     }
-    const T root = std::sqrt(largest) / static_cast<T>(std::sqrt(s.bias_correction2));
+    const T root = std::sqrt(largest) / static_cast<T>(s.correction);
     arrays.param[i] = p - static_cast<T>(s.step_size) * m / (root + static_cast<T>(s.eps));
   }
 }
