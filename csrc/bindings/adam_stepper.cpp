@@ -53,9 +53,9 @@ bool read_bool(PyObject* dict, const char* key) {
   return truth != 0;
 }
 
-// A plain number; false for anything else.
+// A number, numpy's included; false for anything else.
 bool read_number(PyObject* value, double* number) {
-  if (value == nullptr || !(PyFloat_Check(value) || PyLong_Check(value))) return false;
+  if (value == nullptr || !PyNumber_Check(value) || THPVariable_Check(value)) return false;
   *number = PyFloat_AsDouble(value);
   if (*number == -1.0 && PyErr_Occurred()) throw py::error_already_set();
   return true;

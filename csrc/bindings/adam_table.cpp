@@ -218,8 +218,7 @@ bool AdamTable::look_at_gradients(const AdamGradientOptions& options, AdamOutcom
 }
 
 void AdamTable::update(const AdamGradientOptions& options, const cpu::AdamGradient& gradient) {
-  const bool norm_first = options.max_norm >= 0.0 || options.skip_nonfinite;
-  cpu::adam_update(list(), gradient, norm_first);
+  cpu::adam_update(list(), gradient);
   if (options.write_back)
     for (const Copied& c : copied_) c.gradient.detach().copy_(c.copy);
   for (const Row& row : rows_) {

@@ -124,13 +124,12 @@ double difference(double actual, double expected) {
   return std::abs(actual - expected) / (1.0 + std::abs(expected));
 }
 
-void step(std::vector<AdamTensor>& tensors, const AdamGradient& gradient, bool ordered,
-          bool last_first) {
+void step(std::vector<AdamTensor>& tensors, const AdamGradient& gradient, bool ordered) {
   const int64_t count = static_cast<int64_t>(tensors.size());
   std::vector<AdamChunk> chunks(adam_chunk_count(tensors.data(), count));
   adam_make_chunks(tensors.data(), count, chunks.data());
   adam_update({tensors.data(), chunks.data(), static_cast<int64_t>(chunks.size()), ordered},
-              gradient, last_first);
+              gradient);
 }
 
 template <typename Element, typename State, AdamType kType>
@@ -145,7 +144,7 @@ void compare_with_formula(const Options& o, double tolerance, double param_toler
       tensors.push_back(c.tensor());
       tensors.back().coefficients = fold_adam_scalars(scalars);
     }
-    step(tensors, o.gradient, number == 2, number == 3);
+    step(tensors, o.gradient, number == 2);
     for (auto& c : cases) {
       adam_reference(c.reference(), scalars, o.gradient.factor * o.gradient.unscale);
       double worst_param = 0.0, worst_state = 0.0, worst_grad = 0.0;
@@ -208,7 +207,7 @@ void test_negative_controls() {
     o.l2 = 0.1;
     std::vector<AdamTensor> tensors{c.tensor()};
     tensors[0].coefficients = fold_adam_scalars(scalars_of(o, 2));
-    step(tensors, {}, false, false);
+    step(tensors, {}, false);
     if (!late) o.l2 = 0.0;
     adam_reference(c.reference(), scalars_of(o, late ? 3 : 2), 1.0);
     double worst = 0.0;
@@ -263,7 +262,7 @@ void test_chunks() {
   }
   CHECK(covered == 5000 + 4096 + 3);
   for (AdamTensor& t : tensors) t.coefficients = fold_adam_scalars(scalars_of({}, 1));
-  step(tensors, {}, false, false);
+  step(tensors, {}, false);
   CHECK(cases[0].param[4999] != static_cast<float>(cases[0].p[4999]));
   bool untouched = true;
   for (int64_t i = 0; i < 4096; ++i)
@@ -284,7 +283,7 @@ void test_denormals() {
   for (int64_t i = 0; i < c.size; ++i) c.exp_avg[i] = 1e-40f, c.grad[i] = 0.0f;
   std::vector<AdamTensor> tensors{c.tensor()};
   tensors[0].coefficients = fold_adam_scalars(scalars_of({}, 500));
-  step(tensors, {}, false, false);
+  step(tensors, {}, false);
   for (int64_t i = 0; i < c.size; ++i) {
     CHECK(c.exp_avg[i] == 0.0f);
     CHECK(c.param[i] == static_cast<float>(c.p[i]));
@@ -301,7 +300,7 @@ void test_threads_give_the_same_bits() {
     Case<float, float, AdamType::kFloat32> a(50'000, true, numbers), b(777, false, numbers);
     std::vector<AdamTensor> tensors{a.tensor(), b.tensor()};
     for (AdamTensor& t : tensors) t.coefficients = fold_adam_scalars(scalars_of({}, 3));
-    step(tensors, {}, false, true);
+    step(tensors, {}, false);
     results.emplace_back(a.param.get(), a.param.get() + a.size);
     results.back().insert(results.back().end(), b.param.get(), b.param.get() + b.size);
     fastconv::testing::use_no_threads();

@@ -126,17 +126,13 @@ bool adam_gradients_finite(const AdamList& list) {
   return true;
 }
 
-void adam_update(const AdamList& list, const AdamGradient& gradient, bool last_first) {
+void adam_update(const AdamList& list, const AdamGradient& gradient) {
   const Isa isa = active_isa();
   const AdamKernels& kernels = adam_kernels(isa);
   record_kernel(KernelId::kAdam, list.ordered ? "ordered" : "chunks", isa);
-  const bool backwards = last_first && !list.ordered;
   for_chunk_ranges(list, kWorkPerElement, kBytesPerElement, [&](int64_t first, int64_t last) {
     const FlushDenormals flush;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t at = backwards ? last - 1 - (i - first) : i;
-      update_chunk(kernels, list, list.chunks[at], gradient);
-    }
+    for (int64_t i = first; i < last; ++i) update_chunk(kernels, list, list.chunks[i], gradient);
   });
 }
 

@@ -62,8 +62,7 @@ double adam_sum_of_squares(const AdamList& list, double unscale, double* partial
 // False when any gradient is infinite or not a number. One thread: called when a sum is not finite.
 bool adam_gradients_finite(const AdamList& list);
 
-// Subnormal numbers count as zero, and come out as zero. `last_first` walks through the chunks
-// backwards, which finds in cache what adam_sum_of_squares read last; ordered lists ignore it.
-void adam_update(const AdamList& list, const AdamGradient& gradient, bool last_first);
+// Subnormal numbers count as zero, and come out as zero.
+void adam_update(const AdamList& list, const AdamGradient& gradient);
 
 }  // namespace fastconv::cpu
