@@ -134,6 +134,16 @@ def test_sparse_gradients_are_refused_and_change_nothing(pair: Pair) -> None:
     assert optimizer.state[dense]["step"] == 1
 
 
+@both
+def test_numpy_numbers_as_options(pair: Pair) -> None:
+    numpy = pytest.importorskip("numpy")
+    run = Both(pair)
+    run.step()
+    for number in (numpy.float64(0.02), numpy.float32(0.5), numpy.int64(1)):
+        run.step(1, lambda o, number=number: o.param_groups[0].update(weight_decay=number))
+        assert runtime.last_used_algorithm("adam") == "chunks"
+
+
 # --- Which parameters take part ------------------------------------------------------------------
 
 
@@ -240,6 +250,29 @@ def test_layouts_of_gradients(pair: Pair, layout: str, of_parameter: bool) -> No
             optimizer.step()
         assert_same(*optimizers)
     assert runtime.last_used_algorithm("adam") == "chunks"
+
+
+def test_parameter_of_another_size_is_torchs_error() -> None:
+    for cls in PAIRS[0]:
+        p = Parameter(torch.ones(4))
+        optimizer = cls([p])
+        p.grad = torch.ones(4)
+        optimizer.step()
+        p.data = torch.ones(400)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            optimizer.step()
+
+
+def test_freed_storage_is_not_touched() -> None:
+    p, q = Parameter(torch.ones(4000)), Parameter(torch.ones(4000))
+    optimizer = optim.Adam([p, q])
+    p.grad, q.grad = torch.ones(4000), torch.ones(4000)
+    optimizer.step()
+    p.grad = None
+    p.data.untyped_storage().resize_(0)
+    optimizer.step()
+    assert optimizer.state[q]["step"] == 2
+    assert optimizer.state[p]["step"] == 1
 
 
 def test_parameter_with_gaps_is_torchs() -> None:

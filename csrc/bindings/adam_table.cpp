@@ -36,9 +36,14 @@ at::ScalarType state_dtype_of(const Tensor& param) {
   return param.scalar_type() == at::kBFloat16 ? at::kFloat : param.scalar_type();
 }
 
-bool is_plain(const Tensor& tensor) {
+// False, too, for a tensor whose storage was freed, as sharded training does between steps.
+bool has_memory(const Tensor& tensor) {
   return tensor.layout() == at::kStrided && tensor.is_cpu() && !at::isTensorSubclassLike(tensor) &&
-         !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
+         (tensor.numel() == 0 || tensor.const_data_ptr() != nullptr);
+}
+
+bool is_plain(const Tensor& tensor) {
+  return has_memory(tensor) && !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
 }
 
 bool same_layout(const Tensor& a, const Tensor& b) {
@@ -62,7 +67,7 @@ Tensor as_real(const Tensor& tensor) {
 }
 
 void* data_of(const Tensor& tensor) {
-  return tensor.defined() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr;
+  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
 
 void bump_version(const Tensor& tensor) {
@@ -157,8 +162,8 @@ bool AdamTable::unchanged(size_t i) const {
 }
 
 bool adam_gradient_readable(const Tensor& gradient, const Tensor& param) {
-  return gradient.scalar_type() == param.scalar_type() && gradient.layout() == at::kStrided &&
-         gradient.is_cpu() && !at::isTensorSubclassLike(gradient);
+  return gradient.scalar_type() == param.scalar_type() && gradient.sizes() == param.sizes() &&
+         has_memory(gradient);
 }
 
 bool AdamTable::set_gradient(size_t i, const Tensor& gradient) {

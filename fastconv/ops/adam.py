@@ -2,7 +2,7 @@
 """Adam: the object that takes an optimizer's step in one call.
 
 It is no operator: it reads ``param_groups``, ``state`` and gradients of a ``torch.optim.Adam`` by
-itself, remembers them, and from the second step on only checks that they are still the same objects.
+itself, remembers them, and from the second step on only checks that they are the same objects.
 ``fastconv.optim`` is what users see of it.
 """
 
