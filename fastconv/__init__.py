@@ -3,19 +3,20 @@
 
 from fastconv import nn          # Conv2d, MaxPool2d, AvgPool2d: drop-in for torch.nn
 import fastconv.functional as F  # conv2d, max_pool2d, avg_pool2d
+from fastconv import optim       # Adam, AdamW: drop-in for torch.optim, one call per step
 fastconv.runtime.info()          # what was built, what runs
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from fastconv import _load  # isort: skip  (registers the operators; everything below needs them)
-from fastconv import functional, models, nn, runtime
+from fastconv import functional, models, nn, optim, runtime
 
 try:
     __version__ = version("fastconv")
 except PackageNotFoundError:  # imported from a source tree on sys.path, not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "functional", "models", "nn", "runtime"]
+__all__ = ["__version__", "functional", "models", "nn", "optim", "runtime"]
 
 del _load

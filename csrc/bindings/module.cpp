@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/adam_stepper.h"
 #include "bindings/block_cache.h"
 #include "bindings/thread_pool.h"
 #include "cpu/peak/peak.h"
@@ -132,4 +133,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("algorithms", &algorithms, py::arg("kernel"));
   m.def("force_algorithm", &force_algorithm, py::arg("kernel"), py::arg("algorithm").none(true));
   m.def("forced_algorithm", &forced_algorithm, py::arg("kernel"));
+  fastconv::bindings::bind_adam_stepper(m);
 }

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastconv.models import LeNet5
+from fastconv.optim import Adam
 from fastconv.recipes import plots
 from fastconv.recipes.checkpoint import load_checkpoint, save_checkpoint
 from fastconv.recipes.data import ImageData, Samples, ShiftedBatches, load_image_data
@@ -83,7 +84,8 @@ def build_trainer(config: LeNetConfig) -> Trainer:
     assert config.lr is not None
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
-        optimizer = torch.optim.Adam(
+        adam = Adam if config.backend == "fastconv" else torch.optim.Adam
+        optimizer = adam(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
     else:

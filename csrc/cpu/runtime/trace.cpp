@@ -24,6 +24,7 @@ const char* kernel_name(KernelId kernel) {
   static constexpr const char* kNames[kKernelCount] = {
       "conv2d_forward",      "conv2d_grad_input",  "conv2d_grad_weight",  "max_pool2d_forward",
       "max_pool2d_backward", "avg_pool2d_forward", "avg_pool2d_backward",
+      "adam",
   };
   return kNames[static_cast<int>(kernel)];
 }

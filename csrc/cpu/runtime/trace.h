@@ -16,6 +16,7 @@ enum class KernelId : int {
   kMaxPool2dBackward,
   kAvgPool2dForward,
   kAvgPool2dBackward,
+  kAdam,
   kCount,
 };
 
