@@ -23,8 +23,7 @@ std::atomic<const char*> forced[kKernelCount];
 const char* kernel_name(KernelId kernel) {
   static constexpr const char* kNames[kKernelCount] = {
       "conv2d_forward",      "conv2d_grad_input",  "conv2d_grad_weight",  "max_pool2d_forward",
-      "max_pool2d_backward", "avg_pool2d_forward", "avg_pool2d_backward",
-      "adam",
+      "max_pool2d_backward", "avg_pool2d_forward", "avg_pool2d_backward", "adam",
   };
   return kNames[static_cast<int>(kernel)];
 }
@@ -49,9 +48,9 @@ KernelRecord last_record() {
 }
 
 const char* const* kernel_algorithms(KernelId kernel) {
-  static constexpr const char* kGather[] = {"panel",     "pixel_vectors", "channel_vectors",
-                                            "rows",      "winograd",      "winograd_rows",
-                                            "depthwise", "torch",         nullptr};
+  static constexpr const char* kGather[] = {"panel", "pixel_vectors", "channel_vectors",
+                                            "rows",  "winograd",      "depthwise",
+                                            "torch", nullptr};
   static constexpr const char* kGradWeight[] = {"panel",    "direct",    "dot",   "rows",
                                                 "winograd", "depthwise", "torch", nullptr};
   static constexpr const char* kNone[] = {nullptr};
