@@ -8,6 +8,7 @@
 
 #include <array>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 namespace fastconv::bindings {
@@ -51,6 +52,24 @@ Tensor call_conv2d(const Tensor& input, const Tensor& weight, const OptionalTens
 // Gradients that output_mask does not ask for come back undefined.
 Tensor3 call_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                              const Conv2dOptions& options, std::array<bool, 3> output_mask);
+
+Tensor call_conv_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const Conv2dOptions& conv, std::string_view activation,
+                         double negative_slope, std::string_view pool, at::IntArrayRef pool_size,
+                         at::IntArrayRef pool_stride);
+
+// The pooled output and the winning taps, in an order that only the kernels know.
+Tensor2 call_conv_block2d_training(const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias, at::IntArrayRef padding,
+                                   std::string_view activation, double negative_slope,
+                                   std::string_view pool);
+
+// Gradients of input, weight and bias; those that output_mask does not ask for are undefined.
+Tensor3 call_conv_block2d_backward(const Tensor& grad_output, const Tensor& output,
+                                   const Tensor& offsets, const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias, at::IntArrayRef padding,
+                                   std::string_view activation, double negative_slope,
+                                   std::string_view pool, std::array<bool, 3> output_mask);
 
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& options);
 Tensor2 call_max_pool2d_with_indices(const Tensor& input, const PoolOptions& options);

@@ -16,6 +16,8 @@ enum class KernelId : int {
   kMaxPool2dBackward,
   kAvgPool2dForward,
   kAvgPool2dBackward,
+  kConvBlock2dForward,
+  kConvBlock2dBackward,
   kCount,
 };
 
