@@ -11,8 +11,6 @@
 namespace fastconv::bindings {
 namespace {
 
-constexpr std::string_view kActivationNames[cpu::kActivations] = {"none", "relu", "leaky_relu",
-                                                                  "sigmoid", "tanh"};
 constexpr std::string_view kPoolNames[] = {"none", "max", "avg"};
 
 bool all_equal(at::IntArrayRef values, int64_t value) {
@@ -42,22 +40,10 @@ int64_t plain_size(const Tensor& tensor, int64_t dimension) {
 
 }  // namespace
 
-cpu::Activation parse_activation(const char* op, std::string_view name) {
-  for (int i = 0; i < cpu::kActivations; ++i)
-    if (name == kActivationNames[i]) return static_cast<cpu::Activation>(i);
-  TORCH_CHECK_VALUE(false, op,
-                    ": expected activation one of none, relu, leaky_relu, sigmoid, tanh, got '",
-                    name, "'");
-}
-
 PoolKind parse_pool(std::string_view name) {
   for (int i = 0; i < 3; ++i)
     if (name == kPoolNames[i]) return static_cast<PoolKind>(i);
   TORCH_CHECK_VALUE(false, "conv_block2d: expected pool one of none, max, avg, got '", name, "'");
-}
-
-std::string_view activation_name(cpu::Activation activation) {
-  return kActivationNames[static_cast<int>(activation)];
 }
 
 std::string_view pool_name(PoolKind pool) {
@@ -103,25 +89,10 @@ cpu::ConvBlock2dShape parse_fused_args(const Tensor& input, const Tensor& weight
 
 Tensor composed_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const ConvBlock2dOptions& o, bool on_torch) {
-  Tensor x = on_torch ? at::conv2d(input, weight, bias, o.conv.stride, o.conv.padding,
-                                   o.conv.dilation, o.conv.groups)
-                      : call_conv2d(input, weight, bias, o.conv);
-  switch (o.activation) {
-    case cpu::Activation::kRelu:
-      x = at::relu(x);
-      break;
-    case cpu::Activation::kLeakyRelu:
-      x = at::leaky_relu(x, o.negative_slope);
-      break;
-    case cpu::Activation::kSigmoid:
-      x = at::sigmoid(x);
-      break;
-    case cpu::Activation::kTanh:
-      x = at::tanh(x);
-      break;
-    case cpu::Activation::kNone:
-      break;
-  }
+  const Tensor convolved = on_torch ? at::conv2d(input, weight, bias, o.conv.stride, o.conv.padding,
+                                                 o.conv.dilation, o.conv.groups)
+                                    : call_conv2d(input, weight, bias, o.conv);
+  const Tensor x = activate(convolved, o.activation, o.negative_slope);
   const int64_t none[] = {0, 0}, one[] = {1, 1};
   if (o.pool == PoolKind::kMax)
     return on_torch ? at::max_pool2d(x, o.pool_size, o.pool_stride)

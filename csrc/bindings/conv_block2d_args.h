@@ -5,6 +5,7 @@
 
 #include <string_view>
 
+#include "bindings/activation_args.h"
 #include "bindings/ops.h"
 #include "cpu/conv_block2d/conv_block2d.h"
 
@@ -15,18 +16,16 @@ enum class PoolKind { kNone, kMax, kAvg };
 // As the user wrote them; names already understood.
 struct ConvBlock2dOptions {
   Conv2dOptions conv;
-  cpu::Activation activation;
+  Activation activation;
   double negative_slope;
   PoolKind pool;
   at::IntArrayRef pool_size;
   at::IntArrayRef pool_stride;  // empty: pool_size
 };
 
-// Throw ValueError "conv_block2d: expected ..., got ..." for any other name.
-cpu::Activation parse_activation(const char* op, std::string_view name);
+// Throws ValueError "conv_block2d: expected pool one of ..., got ..." for any other name.
 PoolKind parse_pool(std::string_view name);
 
-std::string_view activation_name(cpu::Activation activation);
 std::string_view pool_name(PoolKind pool);
 
 // True when the fused float32 kernels serve a call of these sizes. Reads sizes other than the batch

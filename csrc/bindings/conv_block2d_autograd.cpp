@@ -37,7 +37,7 @@ struct SavedOptions {
 
   ConvBlock2dOptions options() const {
     return {{kOne, at::IntArrayRef(values).slice(0, 2), kOne, 1},
-            static_cast<cpu::Activation>(values[2]),
+            static_cast<Activation>(values[2]),
             std::bit_cast<double>(values[4]),
             static_cast<PoolKind>(values[3]),
             kTwo,

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 namespace fastconv::bindings {
 
@@ -70,6 +71,20 @@ Tensor3 call_conv_block2d_backward(const Tensor& grad_output, const Tensor& outp
                                    const OptionalTensor& bias, at::IntArrayRef padding,
                                    std::string_view activation, double negative_slope,
                                    std::string_view pool, std::array<bool, 3> output_mask);
+
+Tensor call_mlp(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                std::string_view activation, double negative_slope);
+
+// The outputs of all layers, the last one without activation.
+std::vector<Tensor> call_mlp_training(const Tensor& input, at::TensorList weights,
+                                      at::TensorList biases, std::string_view activation,
+                                      double negative_slope);
+
+// Gradients of weight and bias of each layer in turn, then that of the input if it is wanted.
+std::vector<Tensor> call_mlp_backward(const Tensor& grad_output, const Tensor& input,
+                                      at::TensorList weights, at::TensorList hidden,
+                                      std::string_view activation, double negative_slope,
+                                      bool input_grad);
 
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& options);
 Tensor2 call_max_pool2d_with_indices(const Tensor& input, const PoolOptions& options);

@@ -28,6 +28,15 @@ TORCH_LIBRARY(fastconv, m) {
       "Tensor weight, Tensor? bias, int[2] padding, str activation, float negative_slope, "
       "str pool, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "mlp(Tensor input, Tensor[] weights, Tensor[] biases, str activation=\"relu\", "
+      "float negative_slope=0.01) -> Tensor");
+  m.def(
+      "_mlp_training(Tensor input, Tensor[] weights, Tensor[] biases, str activation, "
+      "float negative_slope) -> Tensor[]");
+  m.def(
+      "_mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor[] hidden, "
+      "str activation, float negative_slope, bool input_grad) -> Tensor[]");
+  m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
       "int[2] dilation=1, bool ceil_mode=False) -> Tensor");
   m.def(
@@ -142,6 +151,33 @@ Tensor3 call_conv_block2d_backward(const Tensor& grad_output, const Tensor& outp
                       std::string_view, std::array<bool, 3>)>("fastconv::_conv_block2d_backward");
   return op.call(grad_output, output, offsets, input, weight, bias, padding, activation,
                  negative_slope, pool, output_mask);
+}
+
+Tensor call_mlp(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                std::string_view activation, double negative_slope) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, at::TensorList, at::TensorList, std::string_view, double)>(
+          "fastconv::mlp");
+  return op.call(input, weights, biases, activation, negative_slope);
+}
+
+std::vector<Tensor> call_mlp_training(const Tensor& input, at::TensorList weights,
+                                      at::TensorList biases, std::string_view activation,
+                                      double negative_slope) {
+  static const auto op =
+      find_op<std::vector<Tensor>(const Tensor&, at::TensorList, at::TensorList, std::string_view,
+                                  double)>("fastconv::_mlp_training");
+  return op.call(input, weights, biases, activation, negative_slope);
+}
+
+std::vector<Tensor> call_mlp_backward(const Tensor& grad_output, const Tensor& input,
+                                      at::TensorList weights, at::TensorList hidden,
+                                      std::string_view activation, double negative_slope,
+                                      bool input_grad) {
+  static const auto op =
+      find_op<std::vector<Tensor>(const Tensor&, const Tensor&, at::TensorList, at::TensorList,
+                                  std::string_view, double, bool)>("fastconv::_mlp_backward");
+  return op.call(grad_output, input, weights, hidden, activation, negative_slope, input_grad);
 }
 
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& o) {

@@ -9,7 +9,7 @@ import torch
 from torch import nn as torch_nn
 
 from fastconv import nn as fast_nn
-from fastconv.functional import conv_block2d
+from fastconv.functional import conv_block2d, mlp
 
 _ACTIVATIONS: dict[str, Callable[[], torch_nn.Module]] = {
     "relu": torch_nn.ReLU,
@@ -35,7 +35,7 @@ def _check_count(name: str, value: object) -> None:
 
 def _conv_block(
     backend: str, channels: tuple[int, int], padding: int, activation: str, pool: str
-) -> tuple[torch_nn.Module, torch_nn.Module]:
+) -> tuple[torch_nn.Conv2d, torch_nn.Module]:
     """A 5x5 convolution layer, and what follows it up to the pooling (nothing when it is fused)."""
     if backend == "fastconv":
         block = fast_nn.ConvBlock2d(*channels, 5, padding=padding, activation=activation, pool=pool)
@@ -92,6 +92,7 @@ class LeNet5(torch_nn.Module):
         activation_type = _ACTIVATIONS[activation]
         self.in_channels = in_channels
         self.activation = activation
+        self.backend = backend
         self.conv1, self.pool1 = _conv_block(backend, (in_channels, 6), 2, activation, pool)
         self.conv2, self.pool2 = _conv_block(backend, (6, 16), 0, activation, pool)
         self.fc1 = torch_nn.Linear(400, 120)
@@ -101,6 +102,10 @@ class LeNet5(torch_nn.Module):
         self.act4 = activation_type()
         self.drop2 = torch_nn.Dropout(dropout)
         self.fc3 = torch_nn.Linear(84, num_classes)
+
+    def _fuses_classifier(self) -> bool:
+        """Whether the layers behind the convolutions run as one operator: no dropout in between."""
+        return self.backend == "fastconv" and not (self.training and self.drop1.p > 0.0)
 
     def feature_maps(self, x: torch.Tensor) -> torch.Tensor:
         """Return the maps ``[N, 6, 28, 28]`` of ``conv1`` after the activation, before pooling."""
@@ -118,6 +123,10 @@ class LeNet5(torch_nn.Module):
         x = self.pool1(self.conv1(x))
         x = self.pool2(self.conv2(x))
         x = torch.flatten(x, -3)
+        if self._fuses_classifier():
+            weights = (self.fc1.weight, self.fc2.weight, self.fc3.weight)
+            biases = (self.fc1.bias, self.fc2.bias, self.fc3.bias)
+            return mlp(x, weights, biases, activation=self.activation)
         x = self.drop1(self.act3(self.fc1(x)))
         x = self.drop2(self.act4(self.fc2(x)))
         scores: torch.Tensor = self.fc3(x)

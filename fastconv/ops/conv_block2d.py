@@ -39,10 +39,10 @@ def conv_block2d(
     ``output = pool(activation(conv2d(input, weight, bias)))``, as
     :func:`fastconv.functional.conv2d` and the pooling functions compute it.
 
-    Small float32 images in NCHW layout with stride 1, dilation 1, one group, kernels of up to 7 rows
-    and 2x2 pooling with stride 2 run on fused kernels: the full-size output of the convolution never
-    exists, and training saves the input, the pooled output and one byte per maximum. Every other
-    call runs the separate operators, with equal results.
+    Small float32 images in NCHW layout with stride 1, dilation 1, one group, kernels of up to 7
+    rows and 2x2 pooling with stride 2 run on fused kernels: the full-size output of the convolution
+    never exists, and training saves the input, the pooled output and one byte per maximum. Every
+    other call runs the separate operators, with equal results.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``; dtypes and layouts of
@@ -57,8 +57,8 @@ def conv_block2d(
         pool_stride: step of the window; None is ``pool_size``.
 
     Returns:
-        ``[N, out, oh, ow]``, the size of the pooled convolution. Differentiable any number of times;
-        a second derivative goes through the separate operators.
+        ``[N, out, oh, ow]``, the size of the pooled convolution. Differentiable any number of
+        times; a second derivative goes through the separate operators.
 
     Raises:
         ValueError: names, shapes or options that do not fit, e.g. "conv_block2d: expected

@@ -13,13 +13,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/shapes.h"
 #include "cpu/runtime/isa.h"
 
 namespace fastconv::cpu {
-
-enum class Activation : int { kNone, kRelu, kLeakyRelu, kSigmoid, kTanh };
-inline constexpr int kActivations = 5;
 
 enum class BlockPool : int { kMax, kAvg };
 

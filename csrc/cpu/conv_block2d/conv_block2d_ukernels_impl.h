@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "cpu/conv_block2d/conv_block2d_activations_impl.h"
 #include "cpu/conv_block2d/conv_block2d_ukernels.h"
 
 namespace {

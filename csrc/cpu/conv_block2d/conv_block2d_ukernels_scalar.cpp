@@ -2,6 +2,8 @@
 // conv_block2d's pooling strips and sparse gradients for scalar.
 #include "cpu/simd/simd_scalar.h"
 
+#include "cpu/simd/simd_activations.h"
+
 #include "cpu/conv_block2d/conv_block2d_ukernels.h"
 #include "cpu/conv_block2d/conv_block2d_ukernels_impl.h"
 

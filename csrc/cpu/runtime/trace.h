@@ -18,6 +18,8 @@ enum class KernelId : int {
   kAvgPool2dBackward,
   kConvBlock2dForward,
   kConvBlock2dBackward,
+  kMlpForward,
+  kMlpBackward,
   kCount,
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The activations and their derivatives on vectors; included after a simd_<isa>.h. exp has an error
+// The activations and their derivatives on vectors; included after simd_<isa>.h. exp has an error
 // of at most one unit in the last place: Cody-Waite reduction and a polynomial of degree six.
 // Internal linkage throughout, see gemm_ukernels_impl.h.
 #pragma once
@@ -10,7 +10,7 @@ inline Simd::Reg is_at_most(Simd::Reg x, float most) {
   return Simd::select(Simd::greater_or_nan(x, Simd::set1(most)), Simd::set1(most), x);
 }
 
-// exp(x) for x <= 88; zero, not a subnormal number, far below. NaN gives an arbitrary number.
+// exp(x), for x from -87 to 88 and their values outside. NaN gives an arbitrary number.
 inline Simd::Reg exp_of(Simd::Reg x) {
   x = Simd::max_or_nan(Simd::set1(-87.0f), is_at_most(x, 88.0f));
   const auto n = Simd::round(Simd::mul(x, Simd::set1(1.44269504f)));
