@@ -47,7 +47,7 @@ CPP_RULES = [
     # One file per instruction set: its own vectors, its own op's tables and templates.
     Rule(
         r"cpu/(?P<op>\w+)/\w+_ukernels_(?P<isa>scalar|avx2|avx512)\.cpp",
-        r"cpu/simd/simd_{isa}\.h|cpu/{op}/\w+_(ukernels|impl)\.h|common/.+",
+        r"cpu/simd/simd_({isa}|activations)\.h|cpu/{op}/\w+_(ukernels|impl)\.h|common/.+",
         rf"{PLAIN_STD}|{INTRINSICS}",
     ),
     # What those files include: no vectors by name, so that each works for every instruction set.
@@ -55,6 +55,13 @@ CPP_RULES = [
         r"cpu/(?P<op>\w+)/\w+(_ukernels|_impl|_window)\.h",
         r"cpu/{op}/\w+\.h|cpu/gemm/gemm\.h|cpu/runtime/isa\.h|common/.+",
         PLAIN_STD,
+    ),
+    # The fused block runs conv2d's register tiles: their tables, never conv2d's algorithms.
+    Rule(
+        r"cpu/conv_block2d/\w+(?<!_ukernels)(?<!_impl)\.(h|cpp)",
+        r"cpu/conv_block2d/\w+(?<!_impl)\.h|cpu/conv2d/conv2d_ukernels\.h|cpu/gemm/gemm\.h|"
+        r"cpu/runtime/.+|common/.+",
+        STD,
     ),
     Rule(r"cpu/gemm/.+", r"cpu/gemm/\w+(?<!_impl)\.h|cpu/runtime/isa\.h|common/.+", PLAIN_STD),
     # Algorithms: blocking and threads, on top of the tables; never another op, never intrinsics.
@@ -130,6 +137,8 @@ def test_cpp_layers() -> None:
         ("cpu/conv2d/conv2d.cpp", '#include "cpu/conv2d/conv2d_ukernels_impl.h"'),
         ("cpu/conv2d/conv2d.cpp", '#include "cpu/simd/simd_avx2.h"'),
         ("cpu/pool2d/pool2d.cpp", "#include <c10/util/Exception.h>"),
+        ("cpu/conv_block2d/conv_block2d.cpp", '#include "cpu/conv2d/conv2d.h"'),
+        ("cpu/conv_block2d/conv_block2d_ukernels.h", '#include "cpu/conv2d/conv2d_ukernels.h"'),
         ("cuda/conv2d/conv2d.cu", "#include <ATen/cuda/CUDAContext.h>"),
         ("bindings/conv2d_cpu.cpp", '#include "cpu/conv2d/conv2d_ukernels.h"'),
         ("bindings/conv2d_cpu.cpp", '#include "cpu/gemm/gemm.h"'),

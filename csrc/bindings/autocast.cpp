@@ -20,6 +20,31 @@ Tensor conv2d_autocast(const Tensor& input, const Tensor& weight, const Optional
   return call_conv2d(to_float32(input), to_float32(weight), b, {stride, padding, dilation, groups});
 }
 
+Tensor conv_block2d_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                             at::IntArrayRef stride, at::IntArrayRef padding,
+                             at::IntArrayRef dilation, int64_t groups, std::string_view activation,
+                             double negative_slope, std::string_view pool,
+                             at::IntArrayRef pool_size, at::IntArrayRef pool_stride) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  const OptionalTensor b = bias.has_value() ? OptionalTensor(to_float32(*bias)) : std::nullopt;
+  return call_conv_block2d(to_float32(input), to_float32(weight), b,
+                           {stride, padding, dilation, groups}, activation, negative_slope, pool,
+                           pool_size, pool_stride);
+}
+
+std::vector<Tensor> to_float32(at::TensorList tensors) {
+  std::vector<Tensor> cast;
+  for (const Tensor& tensor : tensors) cast.push_back(to_float32(tensor));
+  return cast;
+}
+
+Tensor mlp_autocast(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                    std::string_view activation, double negative_slope) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return call_mlp(to_float32(input), to_float32(weights), to_float32(biases), activation,
+                  negative_slope);
+}
+
 Tensor max_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                            at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
@@ -46,6 +71,8 @@ Tensor avg_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at:
 
 TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
   m.impl("conv2d", &conv2d_autocast);
+  m.impl("conv_block2d", &conv_block2d_autocast);
+  m.impl("mlp", &mlp_autocast);
   m.impl("max_pool2d", &max_pool2d_autocast);
   m.impl("max_pool2d_with_indices", &max_pool2d_with_indices_autocast);
   m.impl("avg_pool2d", &avg_pool2d_autocast);

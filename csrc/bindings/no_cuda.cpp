@@ -14,8 +14,10 @@ void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack* /*stack*/) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
-  for (const char* name : {"conv2d", "_conv2d_backward", "max_pool2d", "max_pool2d_with_indices",
-                           "_max_pool2d_training", "_max_pool2d_indices", "_max_pool2d_backward",
-                           "_max_pool2d_gather", "avg_pool2d", "_avg_pool2d_backward"})
+  for (const char* name :
+       {"conv2d", "_conv2d_backward", "conv_block2d", "_conv_block2d_training",
+        "_conv_block2d_backward", "mlp", "_mlp_training", "_mlp_backward", "max_pool2d",
+        "max_pool2d_with_indices", "_max_pool2d_training", "_max_pool2d_indices",
+        "_max_pool2d_backward", "_max_pool2d_gather", "avg_pool2d", "_avg_pool2d_backward"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
 }

@@ -8,7 +8,9 @@
 
 #include <array>
 #include <optional>
+#include <string_view>
 #include <tuple>
+#include <vector>
 
 namespace fastconv::bindings {
 
@@ -51,6 +53,38 @@ Tensor call_conv2d(const Tensor& input, const Tensor& weight, const OptionalTens
 // Gradients that output_mask does not ask for come back undefined.
 Tensor3 call_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                              const Conv2dOptions& options, std::array<bool, 3> output_mask);
+
+Tensor call_conv_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const Conv2dOptions& conv, std::string_view activation,
+                         double negative_slope, std::string_view pool, at::IntArrayRef pool_size,
+                         at::IntArrayRef pool_stride);
+
+// The pooled output and the winning taps, in an order that only the kernels know.
+Tensor2 call_conv_block2d_training(const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias, at::IntArrayRef padding,
+                                   std::string_view activation, double negative_slope,
+                                   std::string_view pool);
+
+// Gradients of input, weight and bias; those that output_mask does not ask for are undefined.
+Tensor3 call_conv_block2d_backward(const Tensor& grad_output, const Tensor& output,
+                                   const Tensor& offsets, const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias, at::IntArrayRef padding,
+                                   std::string_view activation, double negative_slope,
+                                   std::string_view pool, std::array<bool, 3> output_mask);
+
+Tensor call_mlp(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                std::string_view activation, double negative_slope);
+
+// The outputs of all layers, the last one without activation.
+std::vector<Tensor> call_mlp_training(const Tensor& input, at::TensorList weights,
+                                      at::TensorList biases, std::string_view activation,
+                                      double negative_slope);
+
+// Gradients of weight and bias of each layer in turn, then that of the input if it is wanted.
+std::vector<Tensor> call_mlp_backward(const Tensor& grad_output, const Tensor& input,
+                                      at::TensorList weights, at::TensorList hidden,
+                                      std::string_view activation, double negative_slope,
+                                      bool input_grad);
 
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& options);
 Tensor2 call_max_pool2d_with_indices(const Tensor& input, const PoolOptions& options);

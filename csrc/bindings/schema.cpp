@@ -16,6 +16,27 @@ TORCH_LIBRARY(fastconv, m) {
       "int[2] padding, int[2] dilation, int groups, bool[3] output_mask) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
+      "conv_block2d(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, "
+      "int[2] padding=0, int[2] dilation=1, int groups=1, str activation=\"none\", "
+      "float negative_slope=0.01, str pool=\"none\", int[2] pool_size=2, "
+      "int[2] pool_stride=[]) -> Tensor");
+  m.def(
+      "_conv_block2d_training(Tensor input, Tensor weight, Tensor? bias, int[2] padding, "
+      "str activation, float negative_slope, str pool) -> (Tensor, Tensor)");
+  m.def(
+      "_conv_block2d_backward(Tensor grad_output, Tensor output, Tensor offsets, Tensor input, "
+      "Tensor weight, Tensor? bias, int[2] padding, str activation, float negative_slope, "
+      "str pool, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp(Tensor input, Tensor[] weights, Tensor[] biases, str activation=\"relu\", "
+      "float negative_slope=0.01) -> Tensor");
+  m.def(
+      "_mlp_training(Tensor input, Tensor[] weights, Tensor[] biases, str activation, "
+      "float negative_slope) -> Tensor[]");
+  m.def(
+      "_mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor[] hidden, "
+      "str activation, float negative_slope, bool input_grad) -> Tensor[]");
+  m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
       "int[2] dilation=1, bool ceil_mode=False) -> Tensor");
   m.def(
@@ -94,6 +115,69 @@ Tensor3 call_conv2d_backward(const Tensor& grad_output, const Tensor& input, con
                          at::IntArrayRef, at::IntArrayRef, int64_t, std::array<bool, 3>)>();
   return op.call(grad_output, input, weight, options.stride, options.padding, options.dilation,
                  options.groups, output_mask);
+}
+
+Tensor call_conv_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const Conv2dOptions& conv, std::string_view activation,
+                         double negative_slope, std::string_view pool, at::IntArrayRef pool_size,
+                         at::IntArrayRef pool_stride) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, at::IntArrayRef,
+                     at::IntArrayRef, at::IntArrayRef, int64_t, std::string_view, double,
+                     std::string_view, at::IntArrayRef, at::IntArrayRef)>("fastconv::conv_block2d");
+  return op.call(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+                 activation, negative_slope, pool, pool_size, pool_stride);
+}
+
+Tensor2 call_conv_block2d_training(const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias, at::IntArrayRef padding,
+                                   std::string_view activation, double negative_slope,
+                                   std::string_view pool) {
+  static const auto op =
+      find_op<Tensor2(const Tensor&, const Tensor&, const OptionalTensor&, at::IntArrayRef,
+                      std::string_view, double, std::string_view)>(
+          "fastconv::_conv_block2d_training");
+  return op.call(input, weight, bias, padding, activation, negative_slope, pool);
+}
+
+Tensor3 call_conv_block2d_backward(const Tensor& grad_output, const Tensor& output,
+                                   const Tensor& offsets, const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias, at::IntArrayRef padding,
+                                   std::string_view activation, double negative_slope,
+                                   std::string_view pool, std::array<bool, 3> output_mask) {
+  static const auto op =
+      find_op<Tensor3(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                      const OptionalTensor&, at::IntArrayRef, std::string_view, double,
+                      std::string_view, std::array<bool, 3>)>("fastconv::_conv_block2d_backward");
+  return op.call(grad_output, output, offsets, input, weight, bias, padding, activation,
+                 negative_slope, pool, output_mask);
+}
+
+Tensor call_mlp(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                std::string_view activation, double negative_slope) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, at::TensorList, at::TensorList, std::string_view, double)>(
+          "fastconv::mlp");
+  return op.call(input, weights, biases, activation, negative_slope);
+}
+
+std::vector<Tensor> call_mlp_training(const Tensor& input, at::TensorList weights,
+                                      at::TensorList biases, std::string_view activation,
+                                      double negative_slope) {
+  static const auto op =
+      find_op<std::vector<Tensor>(const Tensor&, at::TensorList, at::TensorList, std::string_view,
+                                  double)>("fastconv::_mlp_training");
+  return op.call(input, weights, biases, activation, negative_slope);
+}
+
+std::vector<Tensor> call_mlp_backward(const Tensor& grad_output, const Tensor& input,
+                                      at::TensorList weights, at::TensorList hidden,
+                                      std::string_view activation, double negative_slope,
+                                      bool input_grad) {
+  static const auto op =
+      find_op<std::vector<Tensor>(const Tensor&, const Tensor&, at::TensorList, at::TensorList,
+                                  std::string_view, double, bool)>("fastconv::_mlp_backward");
+  return op.call(grad_output, input, weights, hidden, activation, negative_slope, input_grad);
 }
 
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& o) {

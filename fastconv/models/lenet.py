@@ -9,6 +9,7 @@ import torch
 from torch import nn as torch_nn
 
 from fastconv import nn as fast_nn
+from fastconv.functional import conv_block2d, mlp
 
 _ACTIVATIONS: dict[str, Callable[[], torch_nn.Module]] = {
     "relu": torch_nn.ReLU,
@@ -16,11 +17,9 @@ _ACTIVATIONS: dict[str, Callable[[], torch_nn.Module]] = {
     "sigmoid": torch_nn.Sigmoid,
     "leaky_relu": torch_nn.LeakyReLU,
 }
-_BACKENDS = {"fastconv": fast_nn, "torch": torch_nn}
-
 ACTIVATIONS = tuple(_ACTIVATIONS)
 POOLS = ("max", "avg")
-BACKENDS = tuple(_BACKENDS)
+BACKENDS = ("fastconv", "torch")
 IMAGE_SIZE = 28
 
 
@@ -32,6 +31,18 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"LeNet5: expected {name} a positive integer, got {value!r}")
+
+
+def _conv_block(
+    backend: str, channels: tuple[int, int], padding: int, activation: str, pool: str
+) -> tuple[torch_nn.Conv2d, torch_nn.Module]:
+    """A 5x5 convolution layer, and what follows it up to the pooling (nothing when it is fused)."""
+    if backend == "fastconv":
+        block = fast_nn.ConvBlock2d(*channels, 5, padding=padding, activation=activation, pool=pool)
+        return block, torch_nn.Identity()
+    pool_type = torch_nn.MaxPool2d if pool == "max" else torch_nn.AvgPool2d
+    after = torch_nn.Sequential(_ACTIVATIONS[activation](), pool_type(2))
+    return torch_nn.Conv2d(*channels, 5, padding=padding), after
 
 
 class LeNet5(torch_nn.Module):
@@ -78,16 +89,12 @@ class LeNet5(torch_nn.Module):
         if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
             raise ValueError(f"LeNet5: expected dropout in [0, 1), got {dropout!r}")
         super().__init__()
-        layers = _BACKENDS[backend]
-        pool_type = layers.MaxPool2d if pool == "max" else layers.AvgPool2d
         activation_type = _ACTIVATIONS[activation]
         self.in_channels = in_channels
-        self.conv1 = layers.Conv2d(in_channels, 6, 5, padding=2)
-        self.act1 = activation_type()
-        self.pool1 = pool_type(2)
-        self.conv2 = layers.Conv2d(6, 16, 5)
-        self.act2 = activation_type()
-        self.pool2 = pool_type(2)
+        self.activation = activation
+        self.backend = backend
+        self.conv1, self.pool1 = _conv_block(backend, (in_channels, 6), 2, activation, pool)
+        self.conv2, self.pool2 = _conv_block(backend, (6, 16), 0, activation, pool)
         self.fc1 = torch_nn.Linear(400, 120)
         self.act3 = activation_type()
         self.drop1 = torch_nn.Dropout(dropout)
@@ -96,6 +103,16 @@ class LeNet5(torch_nn.Module):
         self.drop2 = torch_nn.Dropout(dropout)
         self.fc3 = torch_nn.Linear(84, num_classes)
 
+    def _fuses_classifier(self) -> bool:
+        """Whether the layers behind the convolutions run as one operator: no dropout in between."""
+        return self.backend == "fastconv" and not (self.training and self.drop1.p > 0.0)
+
+    def feature_maps(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the maps ``[N, 6, 28, 28]`` of ``conv1`` after the activation, before pooling."""
+        return conv_block2d(
+            x, self.conv1.weight, self.conv1.bias, padding=2, activation=self.activation
+        )
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the class scores of a batch of images; shapes as in the class description."""
         if x.dim() not in (3, 4) or x.shape[-3:] != (self.in_channels, IMAGE_SIZE, IMAGE_SIZE):
@@ -103,9 +120,13 @@ class LeNet5(torch_nn.Module):
                 f"LeNet5: expected input of shape [N, {self.in_channels}, {IMAGE_SIZE}, "
                 f"{IMAGE_SIZE}], got {list(x.shape)}"
             )
-        x = self.pool1(self.act1(self.conv1(x)))
-        x = self.pool2(self.act2(self.conv2(x)))
+        x = self.pool1(self.conv1(x))
+        x = self.pool2(self.conv2(x))
         x = torch.flatten(x, -3)
+        if self._fuses_classifier():
+            weights = (self.fc1.weight, self.fc2.weight, self.fc3.weight)
+            biases = (self.fc1.bias, self.fc2.bias, self.fc3.bias)
+            return mlp(x, weights, biases, activation=self.activation)
         x = self.drop1(self.act3(self.fc1(x)))
         x = self.drop2(self.act4(self.fc2(x)))
         scores: torch.Tensor = self.fc3(x)

@@ -2,6 +2,7 @@
 """Layers with the constructors, parameters, initialisation and ``state_dict`` of ``torch.nn``."""
 
 from fastconv.nn.conv import Conv2d
+from fastconv.nn.conv_block import ConvBlock2d
 from fastconv.nn.pool import AvgPool2d, MaxPool2d
 
-__all__ = ["AvgPool2d", "Conv2d", "MaxPool2d"]
+__all__ = ["AvgPool2d", "Conv2d", "ConvBlock2d", "MaxPool2d"]

@@ -2,6 +2,8 @@
 """The operators: one module per op with its public function, its contract and its fake kernels."""
 
 from fastconv.ops.conv2d import conv2d
+from fastconv.ops.conv_block2d import conv_block2d
+from fastconv.ops.mlp import mlp
 from fastconv.ops.pool2d import avg_pool2d, max_pool2d
 
-__all__ = ["avg_pool2d", "conv2d", "max_pool2d"]
+__all__ = ["avg_pool2d", "conv2d", "conv_block2d", "max_pool2d", "mlp"]

@@ -271,7 +271,7 @@ def _draw(trainer: Trainer, test: Samples, scores: torch.Tensor, folder: Path) -
     )
     plots.plot_predictions(folder / "predictions.png", test.inputs, test.targets, scores.softmax(1))
     with torch.no_grad():
-        maps = model.act1(model.conv1(test.inputs[:1]))[0]
+        maps = model.feature_maps(test.inputs[:1])[0]
     plots.plot_filters(folder / "filters.png", model.conv1.weight.detach())
     plots.plot_feature_maps(folder / "feature_maps.png", test.inputs[0, 0], maps)
 

@@ -17,6 +17,10 @@ enum class KernelId : int {
   kAvgPool2dForward,
   kAvgPool2dBackward,
   kAdam,
+  kConvBlock2dForward,
+  kConvBlock2dBackward,
+  kMlpForward,
+  kMlpBackward,
   kCount,
 };
 

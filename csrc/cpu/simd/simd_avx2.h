@@ -61,6 +61,16 @@ struct Simd {
 
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
 
+  // The nearest whole number, halves to even.
+  static Reg round(Reg x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // x * 2^n for whole n in [-126, 127]: n becomes the exponent of a factor.
+  static Reg times_power_of_two(Reg x, Reg n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
+
   // Lanes in which x > y or x is NaN.
   static Mask greater_or_nan(Reg x, Reg y) {
     return _mm256_castps_si256(

@@ -61,6 +61,11 @@ struct Simd {
 
   static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
 
+  // The nearest whole number, halves to even.
+  static Reg round(Reg x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+  // x * 2^n for whole n in [-126, 127].
+  static Reg times_power_of_two(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
+
   // Lanes in which x > y or x is NaN.
   static Mask greater_or_nan(Reg x, Reg y) {
     return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);

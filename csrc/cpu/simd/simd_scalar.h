@@ -37,6 +37,12 @@ struct Simd {
 
   static Reg div(Reg a, Reg b) { return a / b; }
 
+  static Reg round(Reg x) { return __builtin_nearbyintf(x); }
+  // Precondition: n is a whole number in [-126, 127].
+  static Reg times_power_of_two(Reg x, Reg n) {
+    return x * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
+  }
+
   static Mask greater_or_nan(Reg x, Reg y) { return x > y || x != x; }
   static Reg max_or_nan(Reg x, Reg y) { return greater_or_nan(x, y) ? x : y; }
   static Reg select(Mask m, Reg x, Reg y) { return m ? x : y; }

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#include "bindings/activation_args.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+namespace fastconv::bindings {
+namespace {
+
+constexpr std::string_view kActivationNames[kActivations] = {"none", "relu", "leaky_relu",
+                                                             "sigmoid", "tanh"};
+
+}  // namespace
+
+Activation parse_activation(const char* op, std::string_view name) {
+  for (int i = 0; i < kActivations; ++i)
+    if (name == kActivationNames[i]) return static_cast<Activation>(i);
+  TORCH_CHECK_VALUE(false, op,
+                    ": expected activation one of none, relu, leaky_relu, sigmoid, tanh, got '",
+                    name, "'");
+}
+
+std::string_view activation_name(Activation activation) {
+  return kActivationNames[static_cast<int>(activation)];
+}
+
+at::Tensor activate(const at::Tensor& x, Activation activation, double negative_slope) {
+  switch (activation) {
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kLeakyRelu:
+      return at::leaky_relu(x, negative_slope);
+    case Activation::kSigmoid:
+      return at::sigmoid(x);
+    case Activation::kTanh:
+      return at::tanh(x);
+    case Activation::kNone:
+      break;
+  }
+  return x;
+}
+
+}  // namespace fastconv::bindings

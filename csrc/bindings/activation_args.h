@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// Activations as the schemas name them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string_view>
+
+#include "common/activation.h"
+
+namespace fastconv::bindings {
+
+// Throws ValueError "<op>: expected activation one of ..., got ..." for any other name.
+Activation parse_activation(const char* op, std::string_view name);
+
+std::string_view activation_name(Activation activation);
+
+// x after one activation, by torch's operators.
+at::Tensor activate(const at::Tensor& x, Activation activation, double negative_slope);
+
+}  // namespace fastconv::bindings

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#include "bindings/conv_block2d_args.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "bindings/conv2d_args.h"
+
+namespace fastconv::bindings {
+namespace {
+
+constexpr std::string_view kPoolNames[] = {"none", "max", "avg"};
+
+bool all_equal(at::IntArrayRef values, int64_t value) {
+  return std::all_of(values.begin(), values.end(), [&](int64_t v) { return v == value; });
+}
+
+cpu::BlockPool block_pool(PoolKind pool) {
+  return pool == PoolKind::kMax ? cpu::BlockPool::kMax : cpu::BlockPool::kAvg;
+}
+
+// What of the options, dtypes and layouts the fused kernels serve, sizes aside.
+bool options_fuse(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                  const ConvBlock2dOptions& o) {
+  return o.pool != PoolKind::kNone && input.dim() == 4 && weight.dim() == 4 &&
+         input.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
+         (!bias.has_value() || !bias->defined() ||
+          (bias->dim() == 1 && bias->scalar_type() == at::kFloat)) &&
+         o.pool_size.size() == 2 && all_equal(o.pool_size, 2) && all_equal(o.pool_stride, 2) &&
+         o.conv.padding.size() == 2 && all_equal(o.conv.stride, 1) &&
+         all_equal(o.conv.dilation, 1) && o.conv.groups == 1 &&
+         conv2d_memory_format(input, weight) == at::MemoryFormat::Contiguous;
+}
+
+int64_t plain_size(const Tensor& tensor, int64_t dimension) {
+  return tensor.sym_size(dimension).guard_int(__FILE__, __LINE__);
+}
+
+}  // namespace
+
+PoolKind parse_pool(std::string_view name) {
+  for (int i = 0; i < 3; ++i)
+    if (name == kPoolNames[i]) return static_cast<PoolKind>(i);
+  TORCH_CHECK_VALUE(false, "conv_block2d: expected pool one of none, max, avg, got '", name, "'");
+}
+
+std::string_view pool_name(PoolKind pool) {
+  return kPoolNames[static_cast<int>(pool)];
+}
+
+bool conv_block2d_fuses(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const ConvBlock2dOptions& o) {
+  if (!options_fuse(input, weight, bias, o)) return false;
+  Conv2dShape s{};
+  s.batch = 1;
+  s.in_channels = plain_size(input, 1);
+  s.in_height = plain_size(input, 2);
+  s.in_width = plain_size(input, 3);
+  s.out_channels = plain_size(weight, 0);
+  s.kernel_height = plain_size(weight, 2);
+  s.kernel_width = plain_size(weight, 3);
+  s.stride_height = s.stride_width = s.dilation_height = s.dilation_width = s.groups = 1;
+  s.padding_height = o.conv.padding[0];
+  s.padding_width = o.conv.padding[1];
+  constexpr int64_t kLargest = 1 << 20;  // of any size: products fit 64 bits
+  for (const int64_t size : {s.in_channels, s.in_height, s.in_width, s.out_channels,
+                             s.kernel_height, s.kernel_width, s.padding_height, s.padding_width})
+    if (size < 0 || size > kLargest) return false;
+  s.out_height = s.in_height + 2 * s.padding_height - s.kernel_height + 1;
+  s.out_width = s.in_width + 2 * s.padding_width - s.kernel_width + 1;
+  if (s.out_height < 2 || s.out_width < 2 || s.kernel_height < 1 || s.kernel_width < 1 ||
+      plain_size(weight, 1) != s.in_channels ||
+      (bias.has_value() && bias->defined() && plain_size(*bias, 0) != s.out_channels))
+    return false;
+  return cpu::conv_block2d_applies(
+      {s, o.activation, static_cast<float>(o.negative_slope), block_pool(o.pool)});
+}
+
+cpu::ConvBlock2dShape parse_fused_args(const Tensor& input, const Tensor& weight,
+                                       const Tensor& bias, const ConvBlock2dOptions& o) {
+  const Conv2dShape conv = parse_conv2d_args(input, weight, bias, o.conv);
+  TORCH_CHECK_VALUE(conv_block2d_fuses(input, weight, bias, o),
+                    "conv_block2d: expected a call that the fused kernels serve, got input ",
+                    input.sizes(), " and weight ", weight.sizes());
+  return {conv, o.activation, static_cast<float>(o.negative_slope), block_pool(o.pool)};
+}
+
+Tensor composed_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const ConvBlock2dOptions& o, bool on_torch) {
+  const Tensor convolved = on_torch ? at::conv2d(input, weight, bias, o.conv.stride, o.conv.padding,
+                                                 o.conv.dilation, o.conv.groups)
+                                    : call_conv2d(input, weight, bias, o.conv);
+  const Tensor x = activate(convolved, o.activation, o.negative_slope);
+  const int64_t none[] = {0, 0}, one[] = {1, 1};
+  if (o.pool == PoolKind::kMax)
+    return on_torch ? at::max_pool2d(x, o.pool_size, o.pool_stride)
+                    : call_max_pool2d(x, {o.pool_size, o.pool_stride, none, one, false});
+  if (o.pool == PoolKind::kAvg)
+    return on_torch
+               ? at::avg_pool2d(x, o.pool_size, o.pool_stride)
+               : call_avg_pool2d(x, {o.pool_size, o.pool_stride, none, false, true, std::nullopt});
+  return x;
+}
+
+}  // namespace fastconv::bindings

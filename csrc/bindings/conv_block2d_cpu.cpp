@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// fastconv::conv_block2d and its halves on CPU tensors: check, allocate, call the kernels.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "bindings/conv_block2d_args.h"
+#include "bindings/outputs.h"
+#include "bindings/scratch.h"
+#include "bindings/strides.h"
+#include "cpu/conv_block2d/conv_block2d.h"
+
+namespace fastconv::bindings {
+namespace {
+
+constexpr int64_t kTwo[] = {2, 2};
+constexpr int64_t kOne[] = {1, 1};
+
+// The kernels read rows; a tensor whose columns are not contiguous is copied.
+Tensor readable(const Tensor& tensor) {
+  return tensor.stride(3) == 1 ? tensor : tensor.contiguous();
+}
+
+const float* data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+}
+
+// Options of a fused call: those that are not fixed.
+ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activation,
+                                 double negative_slope, std::string_view pool) {
+  return {{kOne, padding, kOne, 1},
+          parse_activation("conv_block2d", activation),
+          negative_slope,
+          parse_pool(pool),
+          kTwo,
+          kTwo};
+}
+
+// `offsets` may be undefined: an inference pass records none.
+Tensor run_forward(const cpu::ConvBlock2dShape& shape, const Tensor& input, const Tensor& weight,
+                   const Tensor& bias, const Tensor& offsets) {
+  const Conv2dShape& s = shape.conv;
+  Tensor output =
+      empty_output({s.batch, s.out_channels, shape.pooled_height(), shape.pooled_width()},
+                   input.options(), at::MemoryFormat::Contiguous);
+  if (output.numel() == 0) return output;
+  const Tensor x = readable(input);
+  const Tensor w = weight.contiguous();
+  const Tensor b = bias.defined() ? bias.contiguous() : bias;
+  const cpu::ConvBlock2dForward call{
+      shape,
+      x.const_data_ptr<float>(),
+      strides_of(x),
+      w.const_data_ptr<float>(),
+      data_or_null(b),
+      output.mutable_data_ptr<float>(),
+      offsets.defined() ? offsets.mutable_data_ptr<uint8_t>() : nullptr};
+  const cpu::ConvBlock2dPlan plan = cpu::plan_conv_block2d_forward(call);
+  const Scratch scratch(plan.scratch_floats);
+  cpu::conv_block2d_forward(plan, call, scratch.data());
+  return output;
+}
+
+Tensor conv_block2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                        int64_t groups, std::string_view activation, double negative_slope,
+                        std::string_view pool, at::IntArrayRef pool_size,
+                        at::IntArrayRef pool_stride) {
+  const ConvBlock2dOptions options{{stride, padding, dilation, groups},
+                                   parse_activation("conv_block2d", activation),
+                                   negative_slope,
+                                   parse_pool(pool),
+                                   pool_size,
+                                   pool_stride};
+  if (!conv_block2d_fuses(input, weight, bias, options))
+    return composed_block2d(input, weight, bias, options, /*on_torch=*/false);
+  const Tensor b = bias.value_or(Tensor());
+  return run_forward(parse_fused_args(input, weight, b, options), input, weight, b, Tensor());
+}
+
+Tensor2 conv_block2d_training_cpu(const Tensor& input, const Tensor& weight,
+                                  const OptionalTensor& bias, at::IntArrayRef padding,
+                                  std::string_view activation, double negative_slope,
+                                  std::string_view pool) {
+  const ConvBlock2dOptions options = fused_options(padding, activation, negative_slope, pool);
+  const Tensor b = bias.value_or(Tensor());
+  const cpu::ConvBlock2dShape shape = parse_fused_args(input, weight, b, options);
+  const int64_t bytes = cpu::conv_block2d_offset_bytes(shape);
+  const Tensor offsets = at::empty({shape.conv.batch, bytes}, input.options().dtype(at::kByte));
+  Tensor output = run_forward(shape, input, weight, b, bytes == 0 ? Tensor() : offsets);
+  return {output, offsets};
+}
+
+void check_saved(const cpu::ConvBlock2dShape& shape, const Tensor& grad_output,
+                 const Tensor& output, const Tensor& offsets) {
+  const int64_t outputs[] = {shape.conv.batch, shape.conv.out_channels, shape.pooled_height(),
+                             shape.pooled_width()};
+  const int64_t taps[] = {shape.conv.batch, cpu::conv_block2d_offset_bytes(shape)};
+  const auto expect = [](const char* name, const Tensor& tensor, at::IntArrayRef sizes,
+                         at::ScalarType dtype) {
+    TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.scalar_type() == dtype,
+                      "conv_block2d: expected ", name, " of shape ", sizes, " and ", dtype,
+                      ", got ", tensor.sizes(), " and ", tensor.scalar_type());
+  };
+  expect("grad_output", grad_output, outputs, at::kFloat);
+  expect("output", output, outputs, at::kFloat);
+  expect("offsets", offsets, taps, at::kByte);
+}
+
+Tensor3 conv_block2d_backward_cpu(const Tensor& grad_output, const Tensor& output,
+                                  const Tensor& offsets, const Tensor& input, const Tensor& weight,
+                                  const OptionalTensor& bias, at::IntArrayRef padding,
+                                  std::string_view activation, double negative_slope,
+                                  std::string_view pool, std::array<bool, 3> output_mask) {
+  const ConvBlock2dOptions options = fused_options(padding, activation, negative_slope, pool);
+  const Tensor b = bias.has_value() && bias->defined() ? bias->contiguous() : Tensor();
+  const cpu::ConvBlock2dShape shape = parse_fused_args(input, weight, b, options);
+  check_saved(shape, grad_output, output, offsets);
+  const auto gradient = [&](bool wanted, at::IntArrayRef sizes) {
+    return wanted ? empty_output(sizes, input.options(), at::MemoryFormat::Contiguous) : Tensor();
+  };
+  const int64_t channels[] = {shape.conv.out_channels};
+  Tensor grad_input = gradient(output_mask[0], input.sizes());
+  Tensor grad_weight = gradient(output_mask[1], weight.sizes());
+  Tensor grad_bias = gradient(output_mask[2], channels);
+  if (grad_output.numel() == 0) {
+    if (grad_weight.defined()) grad_weight.zero_();
+    if (grad_bias.defined()) grad_bias.zero_();
+    return {grad_input, grad_weight, grad_bias};
+  }
+  const Tensor go = grad_output.contiguous(), y = output.contiguous(), taps = offsets.contiguous();
+  const Tensor x = readable(input), w = weight.contiguous();
+  const auto target = [](const Tensor& t) {
+    return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
+  };
+  const cpu::ConvBlock2dBackward call{shape,
+                                      go.const_data_ptr<float>(),
+                                      y.const_data_ptr<float>(),
+                                      taps.const_data_ptr<uint8_t>(),
+                                      x.const_data_ptr<float>(),
+                                      strides_of(x),
+                                      w.const_data_ptr<float>(),
+                                      data_or_null(b),
+                                      target(grad_input),
+                                      target(grad_weight),
+                                      target(grad_bias)};
+  const cpu::ConvBlock2dPlan plan = cpu::plan_conv_block2d_backward(call);
+  const Scratch scratch(plan.scratch_floats);
+  cpu::conv_block2d_backward(plan, call, scratch.data());
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  m.impl("conv_block2d", &conv_block2d_cpu);
+  m.impl("_conv_block2d_training", &conv_block2d_training_cpu);
+  m.impl("_conv_block2d_backward", &conv_block2d_backward_cpu);
+}
+
+}  // namespace fastconv::bindings

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: MIT
+// The backward pass: per image, the gradients of the pooled values become a sparse gradient of the
+// convolution's output, one value per window for max pooling, that feeds the three gradients at
+// once. All work on an image copied as [row, column, channel], in which the patch under a kernel
+// row is contiguous:
+//
+//   weights  per output channel, the patches of its values, weighted, summed in registers
+//   input    per pixel, the kernels of the channels that have a value there, summed in registers
+//   bias     the sum of the values
+//
+// Each slot keeps its own weight and bias sums, which are added at the end in slot order.
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "common/checked.h"
+#include "common/summation.h"
+#include "cpu/conv_block2d/conv_block2d.h"
+#include "cpu/conv_block2d/conv_block2d_strip.h"
+#include "cpu/conv_block2d/conv_block2d_ukernels.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/trace.h"
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr int64_t kSlackFloats = 64;
+
+// Sizes and places in a slot's memory.
+struct BackwardLayout {
+  BackwardLayout(const ConvBlock2dBackward& call, Isa isa)
+      : shape(call.shape),
+        strip(call.shape, StripLayout::kPixels, isa),
+        offset_channels(choose_strip_layout(call.shape) == StripLayout::kChannels) {
+    const Conv2dShape& s = shape.conv;
+    lanes = conv_block2d_kernels(isa).lanes;
+    segment = s.kernel_width * s.in_channels;
+    patch_pitch = round_up(segment, lanes);
+    weight_pitch = s.kernel_height * patch_pitch;
+    is_max = shape.pool == BlockPool::kMax;
+    recomputes = !is_max && shape.activation != Activation::kNone;
+    wants_input = call.grad_input != nullptr;
+    values = is_max ? shape.cells() : strip.used_rows * strip.used_columns;
+    image_floats = round_up(strip.height * strip.width * s.in_channels + kSlackFloats, 16);
+    int64_t at = 0;
+    const auto take = [&](int64_t floats) {
+      const int64_t begin = at;
+      at += round_up(floats, 16);
+      return begin;
+    };
+    sums = take(s.out_channels * weight_pitch);
+    bias_sums = take(s.out_channels);
+    image = take(image_floats);
+    grads = take(s.out_channels * values);
+    grad_image = take(wants_input ? image_floats : 0);
+    const int64_t pixels = strip.used_rows * strip.used_columns;
+    counts = take(wants_input ? pixels : 0);
+    entries = take(wants_input ? 2 * pixels * s.out_channels : 0);
+    plain_image = take(recomputes ? strip.image_floats(s) : 0);
+    conv_strip = take(recomputes ? strip.strip_floats(s) : 0);
+    floats = at;
+  }
+
+  // In front of the slots: the weights as [out_channels][kernel row][patch], and those of the
+  // strip.
+  int64_t shared_floats() const {
+    const Conv2dShape& s = shape.conv;
+    return round_up(wants_input ? s.out_channels * weight_pitch : 0, 16) +
+           (recomputes ? strip.weight_floats(s) : 0);
+  }
+  int64_t strip_weights() const {
+    return round_up(wants_input ? shape.conv.out_channels * weight_pitch : 0, 16);
+  }
+
+  const ConvBlock2dShape& shape;
+  StripPlan strip;
+  bool offset_channels;  // the winning taps are stored [cells, channels], else [channels, cells]
+  bool is_max;
+  bool recomputes;
+  bool wants_input;
+  int64_t lanes;
+  int64_t segment;       // floats of a patch under one kernel row
+  int64_t patch_pitch;   // rounded up to whole vectors
+  int64_t weight_pitch;  // of the weights and weight sums of one output channel
+  int64_t values;        // gradient values per output channel
+  int64_t image_floats;
+  int64_t sums, bias_sums, image, grads, grad_image, counts, entries, plain_image, conv_strip;
+  int64_t floats;
+};
+
+class BackwardSlot {
+ public:
+  BackwardSlot(const BackwardLayout& layout, const ConvBlock2dBackward& call, const float* shared,
+               float* slot)
+      : l_(layout),
+        call_(call),
+        shape_(call.shape),
+        s_(call.shape.conv),
+        kernels_(conv_block2d_kernels(layout.strip.isa)),
+        weights_(shared),
+        slot_(slot) {
+    std::memset(slot_ + l_.sums, 0, sizeof(float) * (l_.image - l_.sums));
+    // Borders and slack stay zero for all images.
+    std::memset(slot_ + l_.image, 0, sizeof(float) * l_.image_floats);
+    const int64_t pitch = l_.strip.width * s_.in_channels;
+    const int64_t step = l_.is_max ? 2 : 1;
+    for (int64_t i = 0; i < l_.strip.used_rows; i += step)
+      for (int64_t j = 0; j < l_.strip.used_columns; j += step) {
+        starts_.push_back(static_cast<int32_t>(i * pitch + j * s_.in_channels));
+        pixels_.push_back(static_cast<int32_t>(j * l_.strip.used_rows + i));
+      }
+    steps_[1] = static_cast<int32_t>(s_.in_channels);
+    steps_[2] = static_cast<int32_t>(pitch);
+    steps_[3] = steps_[1] + steps_[2];
+  }
+
+  void run(int64_t image, ConvStrip* recomputed) {
+    load_image(image);
+    if (l_.is_max) {
+      scale_grads(image);
+    } else {
+      spread_grads(image, recomputed);
+    }
+    if (call_.grad_weight != nullptr) add_weight_grads(image);
+    if (call_.grad_input != nullptr) {
+      list_entries(image);
+      compute_grad_input(image);
+    }
+  }
+
+ private:
+  // The image as [row, column, channel] without its border, which stays zero.
+  void load_image(int64_t image) {
+    const Strides4& in = call_.input_strides;
+    const int64_t c = s_.in_channels;
+    const int64_t top = s_.padding_height, left = s_.padding_width;
+    const int64_t rows = std::min(s_.in_height, l_.strip.height - top);
+    const int64_t columns = std::min(s_.in_width, l_.strip.width - left);
+    const float* source = call_.input + image * in.batch;
+    float* target = slot_ + l_.image + (top * l_.strip.width + left) * c;
+    const Conv2dKernels& movers = conv2d_kernels(l_.strip.isa);
+    if (columns == l_.strip.width && in.row == columns && in.column == 1) {
+      movers.copy_block({c, rows * columns, source, in.channel, 1, target, 1, c});
+      return;
+    }
+    for (int64_t i = 0; i < rows; ++i)
+      movers.copy_block({c, columns, source + i * in.row, in.channel, in.column,
+                         target + i * l_.strip.width * c, 1, c});
+  }
+
+  int64_t activation() const { return static_cast<int64_t>(shape_.activation); }
+
+  void scale_grads(int64_t image) {
+    const int64_t first = image * s_.out_channels;
+    for (int64_t o = 0; o < s_.out_channels; ++o)
+      kernels_.scale_grad[activation()]({call_.grad_output + (first + o) * l_.values,
+                                         call_.output + (first + o) * l_.values, l_.values,
+                                         shape_.negative_slope, slot_ + l_.grads + o * l_.values,
+                                         slot_ + l_.bias_sums + o});
+  }
+
+  void spread_grads(int64_t image, ConvStrip* recomputed) {
+    const StripPlan& p = l_.strip;
+    const int64_t width = shape_.pooled_width(), columns = p.used_columns;
+    if (recomputed != nullptr)
+      recomputed->load_image(call_.input + image * call_.input_strides.batch, call_.input_strides);
+    for (int64_t first = 0; first < p.used_rows; first += p.strip_rows) {
+      const int64_t rows = std::min(p.strip_rows, p.used_rows - first);
+      if (recomputed != nullptr) recomputed->compute(first, rows, 0, s_.out_channels);
+      for (int64_t o = 0; o < s_.out_channels; ++o)
+        for (int64_t i = 0; i < rows; i += 2) {
+          float* target = slot_ + l_.grads + o * l_.values + (first + i) * columns;
+          // Without an activation nothing depends on z: any readable memory will do.
+          const float* z = recomputed == nullptr
+                               ? slot_ + l_.image
+                               : recomputed->strip() + (o * p.strip_rows + i) * columns;
+          kernels_.spread_grad[activation()](
+              {z, recomputed == nullptr ? z : z + columns,
+               call_.grad_output + (image * s_.out_channels + o) * shape_.cells() +
+                   (first + i) / 2 * width,
+               width, shape_.negative_slope, target, target + columns, slot_ + l_.bias_sums + o});
+        }
+    }
+  }
+
+  const uint8_t* offsets(int64_t image, int64_t o) const {
+    if (!l_.is_max) return nullptr;
+    return call_.offsets + image * s_.out_channels * shape_.cells() +
+           o * (l_.offset_channels ? 1 : shape_.cells());
+  }
+  int64_t offset_pitch() const { return l_.offset_channels ? s_.out_channels : 1; }
+
+  // Vectors per tile: as many as the registers hold, for patches of any width.
+  int64_t tile_vectors() const {
+    int64_t vectors = std::min<int64_t>(l_.patch_pitch / l_.lanes, kMaxBlockVectors);
+    while (kernels_.sparse_weight[s_.kernel_height - 1][vectors - 1] == nullptr) --vectors;
+    return vectors;
+  }
+
+  // Calls visit(first lane, vectors) for the tiles that make up a patch.
+  template <typename Visit>
+  void for_each_tile(const Visit& visit) const {
+    const int64_t most = tile_vectors();
+    for (int64_t lane = 0; lane < l_.patch_pitch; lane += most * l_.lanes)
+      visit(lane, std::min(most, (l_.patch_pitch - lane) / l_.lanes));
+  }
+
+  void add_weight_grads(int64_t image) {
+    SparseWeightTile tile{};
+    tile.offset_pitch = offset_pitch();
+    tile.steps = steps_;
+    tile.row_pitch = l_.strip.width * s_.in_channels;
+    tile.sum_pitch = l_.patch_pitch;
+    for (int64_t o = 0; o < s_.out_channels; ++o) {
+      const uint8_t* taps = offsets(image, o);
+      for (int64_t first = 0; first < l_.values; first += kMaxTerms) {
+        tile.count = std::min(kMaxTerms, l_.values - first);
+        tile.grad = slot_ + l_.grads + o * l_.values + first;
+        tile.starts = starts_.data() + first;
+        tile.offsets = taps == nullptr ? nullptr : taps + first * tile.offset_pitch;
+        for_each_tile([&](int64_t lane, int64_t vectors) {
+          tile.input = slot_ + l_.image + lane;
+          tile.sums = slot_ + l_.sums + o * l_.weight_pitch + lane;
+          kernels_.sparse_weight[s_.kernel_height - 1][vectors - 1](tile);
+        });
+      }
+    }
+  }
+
+  GradEntry* entries() const { return reinterpret_cast<GradEntry*>(slot_ + l_.entries); }
+  int32_t* counts() const { return reinterpret_cast<int32_t*>(slot_ + l_.counts); }
+
+  // Sorts the gradient values by pixel; zeros, of which ReLU makes many, are left out.
+  void list_entries(int64_t image) {
+    const int64_t rows = l_.strip.used_rows;
+    const int32_t steps[4] = {0, static_cast<int32_t>(rows), 1, static_cast<int32_t>(rows + 1)};
+    int32_t* counts = this->counts();
+    GradEntry* entries = this->entries();
+    std::memset(counts, 0, sizeof(int32_t) * rows * l_.strip.used_columns);
+    for (int64_t o = 0; o < s_.out_channels; ++o) {
+      const float* grad = slot_ + l_.grads + o * l_.values;
+      const uint8_t* tap = offsets(image, o);
+      const auto weights = static_cast<int32_t>(o * l_.weight_pitch);
+      for (int64_t i = 0; i < l_.values; ++i) {
+        const int32_t pixel = pixels_[i] + (tap == nullptr ? 0 : steps[tap[i * offset_pitch()]]);
+        const int32_t count = counts[pixel];
+        entries[pixel * s_.out_channels + count] = {grad[i], weights};
+        counts[pixel] = count + (grad[i] != 0.0f);
+      }
+    }
+  }
+
+  void compute_grad_input(int64_t image) {
+    const int64_t c = s_.in_channels;
+    float* strip = slot_ + l_.grad_image;
+    std::memset(strip, 0, sizeof(float) * l_.image_floats);
+    SparseInputTile tile{};
+    tile.rows = l_.strip.used_rows;
+    tile.columns = l_.strip.used_columns;
+    tile.entries = entries();
+    tile.counts = counts();
+    tile.entry_pitch = s_.out_channels;
+    tile.weight_pitch = l_.patch_pitch;
+    tile.row_pitch = l_.strip.width * c;
+    tile.column_pitch = c;
+    for_each_tile([&](int64_t lane, int64_t vectors) {
+      tile.weights = weights_ + lane;
+      tile.strip = strip + lane;
+      tile.tail = std::min(l_.lanes, l_.segment - lane - (vectors - 1) * l_.lanes);
+      kernels_.sparse_input[s_.kernel_height - 1][vectors - 1](tile);
+    });
+    store_grad_input(image, strip);
+  }
+
+  void store_grad_input(int64_t image, const float* strip) {
+    const int64_t c = s_.in_channels, plane = s_.in_pixels();
+    const int64_t top = s_.padding_height, left = s_.padding_width;
+    const int64_t rows = std::min(s_.in_height, l_.strip.height - top);
+    const int64_t columns = std::min(s_.in_width, l_.strip.width - left);
+    const float* source = strip + (top * l_.strip.width + left) * c;
+    float* target = call_.grad_input + image * c * plane;
+    // Rows and columns that no window reaches have no gradient.
+    if (rows < s_.in_height || columns < s_.in_width)
+      std::memset(target, 0, sizeof(float) * c * plane);
+    const Conv2dKernels& movers = conv2d_kernels(l_.strip.isa);
+    const bool dense = columns == l_.strip.width && columns == s_.in_width;
+    const int64_t pieces = dense ? 1 : rows;
+    const int64_t pixels = rows * columns / pieces;
+    for (int64_t i = 0; i < pieces; ++i)
+      movers.copy_block(
+          {c, pixels, source + i * l_.strip.width * c, 1, c, target + i * s_.in_width, plane, 1});
+  }
+
+  const BackwardLayout& l_;
+  const ConvBlock2dBackward& call_;
+  const ConvBlock2dShape& shape_;
+  const Conv2dShape& s_;
+  const ConvBlock2dKernels& kernels_;
+  const float* weights_;
+  float* slot_;
+  std::vector<int32_t> starts_;  // of each value's patch in the image, at tap 0
+  std::vector<int32_t> pixels_;  // likewise in the lists: numbered column by column
+  int32_t steps_[4] = {0, 0, 0, 0};
+};
+
+// patches[o][r][(q, c)] of weights [o][c][r][q]; zero up to the patch pitch.
+void pack_patches(const BackwardLayout& l, const float* weight, float* patches) {
+  const Conv2dShape& s = l.shape.conv;
+  std::memset(patches, 0, sizeof(float) * s.out_channels * l.weight_pitch);
+  for (int64_t o = 0; o < s.out_channels; ++o)
+    for (int64_t c = 0; c < s.in_channels; ++c)
+      for (int64_t r = 0; r < s.kernel_height; ++r)
+        for (int64_t q = 0; q < s.kernel_width; ++q)
+          patches[o * l.weight_pitch + r * l.patch_pitch + q * s.in_channels + c] = *weight++;
+}
+
+void unpack_patches(const BackwardLayout& l, const float* patches, float* weight) {
+  const Conv2dShape& s = l.shape.conv;
+  for (int64_t o = 0; o < s.out_channels; ++o)
+    for (int64_t c = 0; c < s.in_channels; ++c)
+      for (int64_t r = 0; r < s.kernel_height; ++r)
+        for (int64_t q = 0; q < s.kernel_width; ++q)
+          *weight++ = patches[o * l.weight_pitch + r * l.patch_pitch + q * s.in_channels + c];
+}
+
+}  // namespace
+
+ConvBlock2dPlan plan_conv_block2d_backward(const ConvBlock2dBackward& call) {
+  const Conv2dShape& s = call.shape.conv;
+  ConvBlock2dPlan plan{};
+  plan.isa = active_isa();
+  plan.slots = std::min(worthwhile_threads(2 * s.multiply_adds(), 0), s.batch);
+  const BackwardLayout layout(call, plan.isa);
+  plan.slot_floats = layout.floats;
+  plan.scratch_floats = layout.shared_floats() + plan.slots * plan.slot_floats;
+  return plan;
+}
+
+void conv_block2d_backward(const ConvBlock2dPlan& plan, const ConvBlock2dBackward& call,
+                           float* scratch) {
+  const Conv2dShape& s = call.shape.conv;
+  const BackwardLayout layout(call, plan.isa);
+  record_kernel(KernelId::kConvBlock2dBackward, layout.is_max ? "sparse" : "dense", plan.isa);
+  if (layout.wants_input) pack_patches(layout, call.weight, scratch);
+  float* strip_weights = scratch + layout.strip_weights();
+  if (layout.recomputes) pack_strip_weights(layout.strip, s, call.weight, strip_weights);
+  float* slots = scratch + layout.shared_floats();
+  parallel_for(plan.slots, [&](int64_t slot) {
+    float* memory = slots + slot * plan.slot_floats;
+    BackwardSlot work(layout, call, scratch, memory);
+    std::optional<ConvStrip> recomputed;
+    if (layout.recomputes)
+      recomputed.emplace(layout.strip, s, strip_weights, call.bias, memory + layout.plain_image,
+                         memory + layout.conv_strip);
+    for (int64_t n = s.batch * slot / plan.slots; n < s.batch * (slot + 1) / plan.slots; ++n)
+      work.run(n, recomputed.has_value() ? &*recomputed : nullptr);
+  });
+  float* total = slots + layout.sums;
+  for (int64_t slot = 1; slot < plan.slots; ++slot) {
+    const float* part = total + slot * plan.slot_floats;
+    for (int64_t i = 0; i < layout.image - layout.sums; ++i) total[i] += part[i];
+  }
+  if (call.grad_weight != nullptr) unpack_patches(layout, total, call.grad_weight);
+  if (call.grad_bias != nullptr)
+    std::copy_n(slots + layout.bias_sums, s.out_channels, call.grad_bias);
+}
+
+}  // namespace fastconv::cpu

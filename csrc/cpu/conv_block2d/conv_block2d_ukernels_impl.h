@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT
+// Pooling a strip in L1, and the sparse gradients behind it, written once over Simd; instantiated
+// by conv_block2d_ukernels_<isa>.cpp. Internal linkage throughout, see gemm_ukernels_impl.h.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_block2d/conv_block2d_ukernels.h"
+
+namespace {
+
+using fastconv::cpu::ConvBlock2dKernels;
+using fastconv::cpu::GradEntry;
+using fastconv::cpu::PoolChannels;
+using fastconv::cpu::PoolPixels;
+using fastconv::cpu::ScaleGrad;
+using fastconv::cpu::SparseInputFn;
+using fastconv::cpu::SparseInputTile;
+using fastconv::cpu::SparseWeightFn;
+using fastconv::cpu::SparseWeightTile;
+using fastconv::cpu::SpreadGrad;
+
+constexpr int64_t kLanes = Simd::kLanes;
+
+inline int64_t lanes_left(int64_t count, int64_t done) {
+  return count - done < kLanes ? count - done : kLanes;
+}
+
+// The pooled value of one window per lane, and the number of the tap that won.
+struct Pooled {
+  Simd::Reg value;
+  Simd::Ints offset;
+};
+
+template <typename Act>
+inline Pooled max_of_taps(Simd::Reg (&taps)[4], Simd::Reg slope) {
+  if constexpr (Act::kBeforePool) {
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) taps[t] = Act::value(taps[t], slope);
+  }
+  Pooled best{taps[0], Simd::set1_int(0)};
+#pragma GCC unroll 3
+  for (int t = 1; t < 4; ++t) {
+    const auto wins = Simd::greater_or_nan(taps[t], best.value);
+    best.value = Simd::select(wins, taps[t], best.value);
+    best.offset = Simd::select_int(wins, Simd::set1_int(t), best.offset);
+  }
+  if constexpr (!Act::kBeforePool) best.value = Act::value(best.value, slope);
+  return best;
+}
+
+template <typename Act>
+inline Simd::Reg mean_of_taps(Simd::Reg (&taps)[4], Simd::Reg slope) {
+#pragma GCC unroll 4
+  for (int t = 0; t < 4; ++t) taps[t] = Act::value(taps[t], slope);
+  // In the order of the composed operator: row by row.
+  const auto sum = Simd::add(Simd::add(Simd::add(taps[0], taps[1]), taps[2]), taps[3]);
+  return Simd::mul(sum, Simd::set1(0.25f));
+}
+
+// The four taps of kLanes windows of a row pair.
+inline void load_windows(const float* top, const float* bottom, Simd::Reg (&taps)[4]) {
+  const auto t0 = Simd::load(top), t1 = Simd::load(top + kLanes);
+  const auto b0 = Simd::load(bottom), b1 = Simd::load(bottom + kLanes);
+  taps[0] = Simd::even_lanes(t0, t1);
+  taps[1] = Simd::odd_lanes(t0, t1);
+  taps[2] = Simd::even_lanes(b0, b1);
+  taps[3] = Simd::odd_lanes(b0, b1);
+}
+
+template <bool Max, typename Act>
+void pool_pixels(const PoolPixels& task) {
+  const auto slope = Simd::set1(task.slope);
+  for (int64_t i = 0; i < task.cells; i += kLanes) {
+    const int64_t lanes = lanes_left(task.cells, i);
+    Simd::Reg taps[4];
+    load_windows(task.top + 2 * i, task.bottom + 2 * i, taps);
+    if constexpr (Max) {
+      const Pooled best = max_of_taps<Act>(taps, slope);
+      Simd::store_masked(task.out + i, best.value, Simd::mask_first(lanes));
+      if (task.offsets != nullptr) Simd::store_first(task.offsets + i, best.offset, lanes);
+    } else {
+      Simd::store_masked(task.out + i, mean_of_taps<Act>(taps, slope), Simd::mask_first(lanes));
+    }
+  }
+}
+
+template <bool Max, typename Act>
+void pool_channels(const PoolChannels& task) {
+  const auto slope = Simd::set1(task.slope);
+  for (int64_t o = 0; o < task.channels; o += kLanes) {
+    const int64_t lanes = lanes_left(task.channels, o);
+    const auto mask = Simd::mask_first(lanes);
+    for (int64_t i = 0; i < task.cells; ++i) {
+      const float* top = task.top + 2 * i * task.pixel_pitch + o;
+      const float* bottom = task.bottom + 2 * i * task.pixel_pitch + o;
+      Simd::Reg taps[4] = {
+          Simd::load_masked(top, mask), Simd::load_masked(top + task.pixel_pitch, mask),
+          Simd::load_masked(bottom, mask), Simd::load_masked(bottom + task.pixel_pitch, mask)};
+      float* out = task.out + i * task.channels + o;
+      if constexpr (Max) {
+        const Pooled best = max_of_taps<Act>(taps, slope);
+        Simd::store_masked(out, best.value, mask);
+        if (task.offsets != nullptr)
+          Simd::store_first(task.offsets + i * task.offset_pitch + o, best.offset, lanes);
+      } else {
+        Simd::store_masked(out, mean_of_taps<Act>(taps, slope), mask);
+      }
+    }
+  }
+}
+
+template <typename Act>
+void scale_grad(const ScaleGrad& task) {
+  const auto slope = Simd::set1(task.slope);
+  auto sum = Simd::zero();
+  for (int64_t i = 0; i < task.count; i += kLanes) {
+    const auto mask = Simd::mask_first(lanes_left(task.count, i));
+    const auto y = Simd::load_masked(task.output + i, mask);
+    const auto g = Act::grad(Simd::load_masked(task.grad + i, mask), y, slope);
+    Simd::store_masked(task.scaled + i, g, mask);
+    sum = Simd::add(sum, g);
+  }
+  *task.sum += Simd::reduce_add(sum);
+}
+
+template <typename Act>
+inline Simd::Reg spread_one(Simd::Reg g, const float* z, Simd::Reg slope) {
+  return Act::grad(g, Act::value(Simd::load(z), slope), slope);
+}
+
+template <typename Act>
+void spread_grad(const SpreadGrad& task) {
+  const auto slope = Simd::set1(task.slope);
+  auto sum = Simd::zero();
+  for (int64_t i = 0; i < task.cells; i += kLanes) {
+    const int64_t lanes = lanes_left(task.cells, i);
+    const auto g =
+        Simd::mul(Simd::load_masked(task.grad + i, Simd::mask_first(lanes)), Simd::set1(0.25f));
+    Simd::Reg part[2];
+    Simd::interleave(g, g, &part[0], &part[1]);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const int64_t j = 2 * i + h * kLanes;
+      const int64_t left = 2 * task.cells - j;
+      const auto mask = Simd::mask_first(left < 0 ? 0 : left < kLanes ? left : kLanes);
+      const auto top = spread_one<Act>(part[h], task.z_top + j, slope);
+      const auto bottom = spread_one<Act>(part[h], task.z_bottom + j, slope);
+      Simd::store_masked(task.top + j, top, mask);
+      Simd::store_masked(task.bottom + j, bottom, mask);
+      sum = Simd::add_masked(sum, mask, Simd::add(top, bottom));
+    }
+  }
+  *task.sum += Simd::reduce_add(sum);
+}
+
+template <int Rows, int Vectors>
+inline void add_patch(Simd::Reg (&acc)[Rows][Vectors], float grad, const float* patch,
+                      int64_t row_pitch) {
+  const auto g = Simd::set1(grad);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v)
+      acc[r][v] = Simd::fma(g, Simd::load(patch + r * row_pitch + v * kLanes), acc[r][v]);
+}
+
+template <int Rows, int Vectors>
+void sparse_weight(const SparseWeightTile& tile) {
+  Simd::Reg acc[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = Simd::zero();
+  const int64_t row_pitch = tile.row_pitch;
+  if (tile.offsets == nullptr) {
+    for (int64_t i = 0; i < tile.count; ++i)
+      add_patch<Rows, Vectors>(acc, tile.grad[i], tile.input + tile.starts[i], row_pitch);
+  } else {
+    const uint8_t* offset = tile.offsets;
+    for (int64_t i = 0; i < tile.count; ++i, offset += tile.offset_pitch)
+      add_patch<Rows, Vectors>(acc, tile.grad[i], tile.input + tile.starts[i] + tile.steps[*offset],
+                               row_pitch);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      float* sum = tile.sums + r * tile.sum_pitch + v * kLanes;
+      Simd::store(sum, Simd::add(Simd::load(sum), acc[r][v]));
+    }
+}
+
+template <int Vectors>
+inline void add_row(float* row, const Simd::Reg (&acc)[Vectors], Simd::Mask tail) {
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors - 1; ++v) {
+    float* p = row + v * kLanes;
+    Simd::store(p, Simd::add(Simd::load(p), acc[v]));
+  }
+  float* p = row + (Vectors - 1) * kLanes;
+  Simd::store_masked(p, Simd::add(Simd::load_masked(p, tail), acc[Vectors - 1]), tail);
+}
+
+// Down a column of pixels the patches slide by one row: the top row of the accumulators is complete
+// after each pixel, so that a row of the strip is read and written once per column.
+template <int Rows, int Vectors>
+void sparse_input(const SparseInputTile& tile) {
+  const auto tail = Simd::mask_first(tile.tail);
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    const int32_t* counts = tile.counts + j * tile.rows;
+    const GradEntry* column = tile.entries + j * tile.rows * tile.entry_pitch;
+    float* strip = tile.strip + j * tile.column_pitch;
+    Simd::Reg acc[Rows][Vectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) acc[r][v] = Simd::zero();
+    for (int64_t i = 0; i < tile.rows; ++i, column += tile.entry_pitch, strip += tile.row_pitch) {
+      const GradEntry* end = column + counts[i];
+      for (const GradEntry* entry = column; entry < end; ++entry)
+        add_patch<Rows, Vectors>(acc, entry->grad, tile.weights + entry->weights,
+                                 tile.weight_pitch);
+      add_row<Vectors>(strip, acc[0], tail);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v)
+          acc[r][v] = r + 1 < Rows ? acc[r + 1 < Rows ? r + 1 : r][v] : Simd::zero();
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r + 1 < Rows; ++r, strip += tile.row_pitch)
+      add_row<Vectors>(strip, acc[r], tail);
+  }
+}
+
+// Registers that may hold accumulators; the rest hold operands.
+constexpr int kAccumulators = kLanes == 16 ? 24 : 12;
+
+template <int Rows, int Vectors>
+constexpr SparseWeightFn weight_tile() {
+  if constexpr (Rows * Vectors <= kAccumulators) return &sparse_weight<Rows, Vectors>;
+  return nullptr;
+}
+
+template <int Rows, int Vectors>
+constexpr SparseInputFn input_tile() {
+  if constexpr (Rows * Vectors <= kAccumulators) return &sparse_input<Rows, Vectors>;
+  return nullptr;
+}
+
+template <bool Max>
+constexpr void fill_pools(ConvBlock2dKernels* k, int pool) {
+  k->pool_pixels[pool][0] = &pool_pixels<Max, NoActivation>;
+  k->pool_pixels[pool][1] = &pool_pixels<Max, Relu>;
+  k->pool_pixels[pool][2] = &pool_pixels<Max, LeakyRelu>;
+  k->pool_pixels[pool][3] = &pool_pixels<Max, Sigmoid>;
+  k->pool_pixels[pool][4] = &pool_pixels<Max, Tanh>;
+  k->pool_channels[pool][0] = &pool_channels<Max, NoActivation>;
+  k->pool_channels[pool][1] = &pool_channels<Max, Relu>;
+  k->pool_channels[pool][2] = &pool_channels<Max, LeakyRelu>;
+  k->pool_channels[pool][3] = &pool_channels<Max, Sigmoid>;
+  k->pool_channels[pool][4] = &pool_channels<Max, Tanh>;
+}
+
+template <int Rows>
+constexpr void fill_sparse(ConvBlock2dKernels* k) {
+  k->sparse_weight[Rows - 1][0] = weight_tile<Rows, 1>();
+  k->sparse_weight[Rows - 1][1] = weight_tile<Rows, 2>();
+  k->sparse_weight[Rows - 1][2] = weight_tile<Rows, 3>();
+  k->sparse_weight[Rows - 1][3] = weight_tile<Rows, 4>();
+  k->sparse_input[Rows - 1][0] = input_tile<Rows, 1>();
+  k->sparse_input[Rows - 1][1] = input_tile<Rows, 2>();
+  k->sparse_input[Rows - 1][2] = input_tile<Rows, 3>();
+  k->sparse_input[Rows - 1][3] = input_tile<Rows, 4>();
+}
+
+constexpr ConvBlock2dKernels make_kernels() {
+  ConvBlock2dKernels k{};
+  k.lanes = kLanes;
+  fill_pools<true>(&k, 0);
+  fill_pools<false>(&k, 1);
+  k.scale_grad[0] = &scale_grad<NoActivation>;
+  k.scale_grad[1] = &scale_grad<Relu>;
+  k.scale_grad[2] = &scale_grad<LeakyRelu>;
+  k.scale_grad[3] = &scale_grad<Sigmoid>;
+  k.scale_grad[4] = &scale_grad<Tanh>;
+  k.spread_grad[0] = &spread_grad<NoActivation>;
+  k.spread_grad[1] = &spread_grad<Relu>;
+  k.spread_grad[2] = &spread_grad<LeakyRelu>;
+  k.spread_grad[3] = &spread_grad<Sigmoid>;
+  k.spread_grad[4] = &spread_grad<Tanh>;
+  fill_sparse<1>(&k);
+  fill_sparse<2>(&k);
+  fill_sparse<3>(&k);
+  fill_sparse<4>(&k);
+  fill_sparse<5>(&k);
+  fill_sparse<6>(&k);
+  fill_sparse<7>(&k);
+  return k;
+}
+
+}  // namespace

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+// The fully connected layers' kernels for avx512.
+#include "cpu/simd/simd_avx512.h"
+
+#include "cpu/simd/simd_activations.h"
+
+#include "cpu/mlp/mlp_ukernels.h"
+#include "cpu/mlp/mlp_ukernels_impl.h"
+
+namespace fastconv::cpu {
+
+const MlpKernels kMlpKernelsAvx512 = make_kernels();
+
+}  // namespace fastconv::cpu
