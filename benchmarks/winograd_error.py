@@ -3,8 +3,8 @@
 
     python benchmarks/winograd_error.py --json benchmarks/results/winograd-error.json
 
-3x3 layers of normally distributed numbers (weights scaled to keep the variance), forward and input
-gradient. Errors are against float64, in units of the rms of the result: the rms of the error, and
+3x3 layers of normally distributed numbers (weights scaled to keep the variance), forward and both
+gradients. Errors are against float64, in units of the rms of the result: the rms of the error, and
 its largest value.
 """
 
@@ -23,6 +23,7 @@ import torch
 import fastconv
 from fastconv import runtime
 
+KERNELS = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight")
 CHANNELS = (16, 32, 64, 128, 256, 512)
 SIDE = 14
 BATCH = 4
@@ -41,10 +42,11 @@ class Row:
 def results(
     conv: Callable[..., torch.Tensor], x: torch.Tensor, w: torch.Tensor, grad: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    x = x.detach().requires_grad_()
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
     output = conv(x, w, None, 1, 1)
-    (grad_input,) = torch.autograd.grad(output, x, grad)
-    return {"conv2d_forward": output.detach(), "conv2d_grad_input": grad_input}
+    return dict(
+        zip(KERNELS, (output.detach(), *torch.autograd.grad(output, (x, w), grad)), strict=True)
+    )
 
 
 def measure(channels: int, who: str) -> list[Row]:
@@ -56,7 +58,7 @@ def measure(channels: int, who: str) -> list[Row]:
     ours = fastconv.functional.conv2d
     with contextlib.ExitStack() as forced:
         if algorithm is not None:
-            for kernel in ("conv2d_forward", "conv2d_grad_input"):
+            for kernel in KERNELS:
                 forced.enter_context(runtime.force_algorithm(kernel, algorithm))
         got = results(torch.nn.functional.conv2d if algorithm is None else ours, x, w, grad)
         for kernel in got:
@@ -78,7 +80,7 @@ def main() -> None:
     table = {(row.kernel, row.channels, row.who): row for row in rows}
     head = "".join(f"{who:>12} rms {'max':>8}" for who in WHO)
     print(f"{'kernel':18} {'channels':>8} {head}  winograd / direct")
-    for kernel in ("conv2d_forward", "conv2d_grad_input"):
+    for kernel in KERNELS:
         for channels in CHANNELS:
             line = [table[kernel, channels, who] for who in WHO]
             text = "".join(f"{row.rms_error:16.2e} {row.max_error:8.1e}" for row in line)
