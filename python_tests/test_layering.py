@@ -72,6 +72,12 @@ CPP_RULES = [
     ),
     Rule(r"cuda/.+\.(h|cpp)", r"(common|cuda)/.+(?<!\.cuh)", rf"{STD}|cuda\w*\.h"),
     Rule(r"cuda/.+\.(cu|cuh)", r"(common|cuda)/.+", rf"{STD}|(cuda|cooperative_groups|mma)\w*\.h"),
+    # The one binding that threads share, hence with a lock; it asks how much memory there is.
+    Rule(
+        r"bindings/block_cache\.cpp",
+        r"bindings/block_cache\.h",
+        rf"mutex|{STD}|{TORCH}|sys/mman\.h|unistd\.h",
+    ),
     Rule(
         r"bindings/.+",
         r"(bindings|common|cpu/runtime)/.+|(cpu|cuda)/(?P<dir>(?!gemm)\w+)/(?P=dir)(_reference)?\.h",
