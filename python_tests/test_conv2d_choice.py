@@ -53,8 +53,20 @@ def test_channels_last_reads_pixels_in_place() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_torch_serves_what_it_computes_faster(layout: torch.memory_format) -> None:
+    """Depthwise convolutions of narrow maps, unless an instruction set is forced."""
+    x = torch.randn(2, 24, 14, 14).contiguous(memory_format=layout)
+    w = torch.randn(24, 1, 3, 3)
+    F.conv2d(x, w, groups=24)
+    assert runtime.last_used_algorithm("conv2d_forward") == "torch"
+    with runtime.force_cpu_isa(BEST):
+        F.conv2d(x, w, groups=24)
+    assert runtime.last_used_algorithm("conv2d_forward") == "depthwise"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CHOICES)
-def test_torch_serves_none_of_them(name: str, layout: torch.memory_format) -> None:
+def test_torch_serves_none_of_the_others(name: str, layout: torch.memory_format) -> None:
     assert "torch" not in run(name, layout)[1]
 
 

@@ -25,7 +25,9 @@ Tensor readable(const Tensor& tensor) {
 // call; the runs are in benchmarks/results. A forced instruction set always means fastconv's
 // kernels.
 bool torch_is_faster(const Conv2dShape& s) {
-  return !cpu::isa_is_forced() && s.taps() > 7 * 7;
+  constexpr int64_t kTwoVectors = 32;
+  const bool depthwise = s.groups > 1 && s.groups == s.in_channels && s.groups == s.out_channels;
+  return !cpu::isa_is_forced() && depthwise && s.out_width < kTwoVectors;
 }
 
 constexpr const char* kTorch = "torch";  // the algorithm's name in the record of what ran

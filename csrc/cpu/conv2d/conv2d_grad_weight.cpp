@@ -83,9 +83,9 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const bool few_channels = s.group_in_channels() < kFewChannels;
   if (weight_winograd_pays(s)) return WeightAlgorithm::kWinograd;
   if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
-  const WeightAlgorithm other = few_channels || (s.taps() == 1 && many_pixels)
-                                    ? WeightAlgorithm::kPanel
-                                    : WeightAlgorithm::kRows;
+  const bool panel_suits = s.taps() == 1 && many_pixels && sums <= kFewSums;
+  const WeightAlgorithm other =
+      few_channels || panel_suits ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
   if (!weight_direct_applies(s)) return other;
   // Multiply-adds done, useful or not, per pixel and weight row (direct) and per row (dot).
   const int64_t direct_work = round_up(s.out_channels, lanes) * s.out_width;
