@@ -267,6 +267,10 @@ void test_refusals() {
   CHECK(!applies([](ConvBlock2dShape& s) { s.conv.out_width = 1; }));
   CHECK(!applies([](ConvBlock2dShape& s) { s.conv.out_height = s.conv.out_width = 4096; }));
   CHECK(!applies([](ConvBlock2dShape& s) { s.negative_slope = -0.5f; }));
+  CHECK(!applies([](ConvBlock2dShape& s) {
+    s.conv.in_channels = 32;
+    s.conv.kernel_height = s.conv.kernel_width = 3;
+  }));
 }
 
 // The comparison must notice one wrong value and one wrong tap.

@@ -33,8 +33,9 @@ struct ConvBlock2dShape {
 };
 
 // True for the shapes that the functions below serve: groups, stride and dilation 1, kernels up to
-// 7 x 7, images small enough that a copy stays in L2, and no negative slope below zero. Looks at
-// nothing but the sizes of one image and the options.
+// 7 rows, images small enough that a copy stays in L2, no negative slope below zero, and no 3 x 3
+// kernels over so many channels that Winograd is faster. Looks at nothing but the sizes of one
+// image and the options.
 bool conv_block2d_applies(const ConvBlock2dShape& shape);
 
 // Bytes that one image's winning taps take; zero for average pooling.

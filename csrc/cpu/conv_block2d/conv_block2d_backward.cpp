@@ -212,20 +212,29 @@ class BackwardSlot {
     tile.steps = steps_;
     tile.row_pitch = l_.strip.width * s_.in_channels;
     tile.sum_pitch = l_.patch_pitch;
-    for (int64_t o = 0; o < s_.out_channels; ++o) {
-      const uint8_t* taps = offsets(image, o);
-      for (int64_t first = 0; first < l_.values; first += kMaxTerms) {
-        tile.count = std::min(kMaxTerms, l_.values - first);
-        tile.grad = slot_ + l_.grads + o * l_.values + first;
-        tile.starts = starts_.data() + first;
-        tile.offsets = taps == nullptr ? nullptr : taps + first * tile.offset_pitch;
-        for_each_tile([&](int64_t lane, int64_t vectors) {
-          tile.input = slot_ + l_.image + lane;
-          tile.sums = slot_ + l_.sums + o * l_.weight_pitch + lane;
-          kernels_.sparse_weight[s_.kernel_height - 1][vectors - 1](tile);
-        });
+    tile.grad_channel = l_.values;
+    tile.sum_channel = l_.weight_pitch;
+    for_each_tile([&](int64_t lane, int64_t vectors) {
+      const int row = static_cast<int>(s_.kernel_height - 1),
+                column = static_cast<int>(vectors - 1);
+      const int64_t most = l_.is_max ? 1 : kernels_.dense_channels[row][column];
+      tile.input = slot_ + l_.image + lane;
+      for (int64_t o = 0; o < s_.out_channels;) {
+        const int64_t channels = s_.out_channels - o >= most ? most : 1;
+        const auto multiply =
+            channels > 1 ? kernels_.dense_weight[row][column] : kernels_.sparse_weight[row][column];
+        const uint8_t* taps = offsets(image, o);
+        tile.sums = slot_ + l_.sums + o * l_.weight_pitch + lane;
+        for (int64_t first = 0; first < l_.values; first += kMaxTerms) {
+          tile.count = std::min(kMaxTerms, l_.values - first);
+          tile.grad = slot_ + l_.grads + o * l_.values + first;
+          tile.starts = starts_.data() + first;
+          tile.offsets = taps == nullptr ? nullptr : taps + first * tile.offset_pitch;
+          multiply(tile);
+        }
+        o += channels;
       }
-    }
+    });
   }
 
   GradEntry* entries() const { return reinterpret_cast<GradEntry*>(slot_ + l_.entries); }

@@ -103,24 +103,29 @@ ConvStrip::ConvStrip(const StripPlan& plan, const Conv2dShape& shape, const floa
       weights_(packed_weights),
       bias_(bias),
       image_(image),
-      strip_(strip),
-      runs_(plan.height) {
+      strip_(strip) {
   for (int64_t c = 0; c < shape.in_channels; ++c)
     for (int64_t r = 0; r < shape.kernel_height; ++r)
       for (int64_t q = 0; q < shape.kernel_width; ++q)
         offsets_.push_back((c * plan.height + r) * plan.width + q);
-  // Vectors that start in the last row may read, but never keep, what follows.
-  std::memset(image_ + shape.in_channels * plan.height * plan.width, 0,
-              sizeof(float) * kSlackFloats);
+  // The border stays zero for all images, and so does what vectors read past the last row.
+  std::memset(image_, 0, sizeof(float) * plan.image_floats(shape));
 }
 
 void ConvStrip::load_image(const float* source, const Strides4& strides) {
-  for (int64_t r = 0; r < plan_.height; ++r)
-    runs_[r] = {plan_.width, source, r - shape_.padding_height, -shape_.padding_width};
-  const int64_t here = 0;
-  kernels_.pack_panel({runs_.data(), plan_.height, &here, 1, &here, 1, shape_.in_channels,
-                       strides.channel, strides.row, strides.column, 1, shape_.in_height,
-                       shape_.in_width, image_, plan_.height * plan_.width});
+  const int64_t top = shape_.padding_height, left = shape_.padding_width;
+  const int64_t rows = std::min(shape_.in_height, plan_.height - top);
+  const int64_t columns = std::min(shape_.in_width, plan_.width - left);
+  const int64_t plane = plan_.height * plan_.width;
+  if (columns == plan_.width && strides.row == columns && strides.column == 1) {
+    kernels_.copy_block({shape_.in_channels, rows * columns, source, strides.channel, 1,
+                         image_ + top * plan_.width, plane, 1});
+    return;
+  }
+  float* target = image_ + top * plan_.width + left;
+  for (int64_t c = 0; c < shape_.in_channels; ++c)
+    kernels_.copy_block({rows, columns, source + c * strides.channel, strides.row, strides.column,
+                         target + c * plane, plan_.width, 1});
 }
 
 void ConvStrip::compute(int64_t first, int64_t rows, int64_t channel, int64_t count) {

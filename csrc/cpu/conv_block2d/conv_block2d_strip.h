@@ -49,7 +49,7 @@ class ConvStrip {
   ConvStrip(const StripPlan& plan, const Conv2dShape& shape, const float* packed_weights,
             const float* bias, float* image, float* strip);
 
-  // Copies an image, zero-padded; `source` is its channel 0.
+  // Copies an image between the zeros around it; `source` is its channel 0.
   void load_image(const float* source, const Strides4& strides);
 
   // Rows [first, first + rows) of the channels [channel, channel + count) into the strip. In the
@@ -70,7 +70,6 @@ class ConvStrip {
   float* image_;
   float* strip_;
   std::vector<int64_t> offsets_;
-  std::vector<PixelRun> runs_;
 };
 
 }  // namespace fastconv::cpu

@@ -74,6 +74,8 @@ struct SparseWeightTile {
   int64_t row_pitch;
   float* sums;
   int64_t sum_pitch;
+  int64_t grad_channel;  // dense_weight: between the gradients of two output channels,
+  int64_t sum_channel;   // and between their sums
 };
 
 // One gradient value of one pixel of the convolution's output.
@@ -120,6 +122,10 @@ struct ConvBlock2dKernels {
   SpreadGradFn spread_grad[5];
   // [kernel_height - 1][vectors - 1]; nullptr where the registers do not suffice.
   SparseWeightFn sparse_weight[kMaxBlockKernelHeight][kMaxBlockVectors];
+  // As sparse_weight without offsets, for several output channels at once, which share the patches;
+  // dense_channels[...] says how many.
+  SparseWeightFn dense_weight[kMaxBlockKernelHeight][kMaxBlockVectors];
+  int64_t dense_channels[kMaxBlockKernelHeight][kMaxBlockVectors];
   SparseInputFn sparse_input[kMaxBlockKernelHeight][kMaxBlockVectors];
 };
 

@@ -191,6 +191,41 @@ void sparse_weight(const SparseWeightTile& tile) {
     }
 }
 
+template <int Rows, int Vectors, int Channels>
+void dense_weight(const SparseWeightTile& tile) {
+  Simd::Reg acc[Channels][Rows][Vectors];
+#pragma GCC unroll 8
+  for (int c = 0; c < Channels; ++c)
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) acc[c][r][v] = Simd::zero();
+  const int64_t row_pitch = tile.row_pitch;
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const float* patch = tile.input + tile.starts[i];
+    Simd::Reg g[Channels];
+#pragma GCC unroll 8
+    for (int c = 0; c < Channels; ++c) g[c] = Simd::set1(tile.grad[c * tile.grad_channel + i]);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        const auto x = Simd::load(patch + r * row_pitch + v * kLanes);
+#pragma GCC unroll 8
+        for (int c = 0; c < Channels; ++c) acc[c][r][v] = Simd::fma(g[c], x, acc[c][r][v]);
+      }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < Channels; ++c)
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        float* sum = tile.sums + c * tile.sum_channel + r * tile.sum_pitch + v * kLanes;
+        Simd::store(sum, Simd::add(Simd::load(sum), acc[c][r][v]));
+      }
+}
+
 template <int Vectors>
 inline void add_row(float* row, const Simd::Reg (&acc)[Vectors], Simd::Mask tail) {
 #pragma GCC unroll 4
@@ -243,6 +278,20 @@ constexpr SparseWeightFn weight_tile() {
   return nullptr;
 }
 
+// Output channels whose sums the registers hold at once.
+template <int Rows, int Vectors>
+constexpr int dense_channels() {
+  constexpr int kMost = kAccumulators / (Rows * Vectors);
+  return kMost > 4 ? 4 : kMost;
+}
+
+template <int Rows, int Vectors>
+constexpr SparseWeightFn dense_tile() {
+  if constexpr (dense_channels<Rows, Vectors>() > 0)
+    return &dense_weight<Rows, Vectors, dense_channels<Rows, Vectors>()>;
+  return nullptr;
+}
+
 template <int Rows, int Vectors>
 constexpr SparseInputFn input_tile() {
   if constexpr (Rows * Vectors <= kAccumulators) return &sparse_input<Rows, Vectors>;
@@ -270,9 +319,17 @@ constexpr void fill_sparse(ConvBlock2dKernels* k) {
   k->sparse_weight[Rows - 1][2] = weight_tile<Rows, 3>();
   k->sparse_weight[Rows - 1][3] = weight_tile<Rows, 4>();
   k->sparse_input[Rows - 1][0] = input_tile<Rows, 1>();
+  k->dense_weight[Rows - 1][0] = dense_tile<Rows, 1>();
+  k->dense_channels[Rows - 1][0] = dense_channels<Rows, 1>();
   k->sparse_input[Rows - 1][1] = input_tile<Rows, 2>();
+  k->dense_weight[Rows - 1][1] = dense_tile<Rows, 2>();
+  k->dense_channels[Rows - 1][1] = dense_channels<Rows, 2>();
   k->sparse_input[Rows - 1][2] = input_tile<Rows, 3>();
+  k->dense_weight[Rows - 1][2] = dense_tile<Rows, 3>();
+  k->dense_channels[Rows - 1][2] = dense_channels<Rows, 3>();
   k->sparse_input[Rows - 1][3] = input_tile<Rows, 4>();
+  k->dense_weight[Rows - 1][3] = dense_tile<Rows, 4>();
+  k->dense_channels[Rows - 1][3] = dense_channels<Rows, 4>();
 }
 
 constexpr ConvBlock2dKernels make_kernels() {
