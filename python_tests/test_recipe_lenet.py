@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from fastconv import optim
 from fastconv.models import LeNet5
 from fastconv.recipes import (
     LeNetConfig,
@@ -292,6 +293,13 @@ def test_a_run_goes_on_from_its_best_checkpoint(tmp_path: Path) -> None:
     train_lenet5({}, resume=whole / "best.pt", out=again)
     assert best <= 4
     assert without_clocks(read_metrics(again)) == without_clocks(read_metrics(whole))
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"), [("fastconv", optim.Adam), ("torch", torch.optim.Adam)]
+)
+def test_the_backend_decides_on_the_optimizer(backend: str, expected: type) -> None:
+    assert type(lenet.build_trainer(LeNetConfig(backend=backend)).optimizer) is expected
 
 
 def test_resuming_with_other_settings_is_refused(run_folder: Path) -> None:

@@ -223,7 +223,9 @@ bool AdamTable::look_at_gradients(const AdamGradientOptions& options, AdamOutcom
 }
 
 void AdamTable::update(const AdamGradientOptions& options, const cpu::AdamGradient& gradient) {
-  cpu::adam_update(list(), gradient);
+  const bool norm_first = options.max_norm >= 0.0 || options.skip_nonfinite;
+  last_first_ = norm_first || !last_first_;
+  cpu::adam_update(list(), gradient, last_first_);
   if (options.write_back)
     for (const Copied& c : copied_) c.gradient.detach().copy_(c.copy);
   for (const Row& row : rows_) {

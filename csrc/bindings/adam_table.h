@@ -115,6 +115,7 @@ class AdamTable {
   std::vector<Copied> copied_;
   int64_t elements_ = 0;
   bool overlapping_ = false;
+  bool last_first_ = false;  // the direction of the last step; steps alternate
 };
 
 }  // namespace fastconv::bindings

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kBytesPerElement = 28;  // float32: four arrays read, three written
 constexpr int64_t kWorkPerElement = 16;
+constexpr int64_t kBlockChunks = 64;  // hardware prefetching wants long ascending runs
 
 int64_t elements(const AdamList& list) {
   if (list.chunk_count == 0) return 0;
@@ -126,13 +127,19 @@ bool adam_gradients_finite(const AdamList& list) {
   return true;
 }
 
-void adam_update(const AdamList& list, const AdamGradient& gradient) {
+void adam_update(const AdamList& list, const AdamGradient& gradient, bool last_first) {
   const Isa isa = active_isa();
   const AdamKernels& kernels = adam_kernels(isa);
   record_kernel(KernelId::kAdam, list.ordered ? "ordered" : "chunks", isa);
+  const bool backwards = last_first && !list.ordered;
   for_chunk_ranges(list, kWorkPerElement, kBytesPerElement, [&](int64_t first, int64_t last) {
     const FlushDenormals flush;
-    for (int64_t i = first; i < last; ++i) update_chunk(kernels, list, list.chunks[i], gradient);
+    const int64_t blocks = (last - first + kBlockChunks - 1) / kBlockChunks;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t begin = first + (backwards ? blocks - 1 - b : b) * kBlockChunks;
+      const int64_t end = std::min(last, begin + kBlockChunks);
+      for (int64_t i = begin; i < end; ++i) update_chunk(kernels, list, list.chunks[i], gradient);
+    }
   });
 }
 

@@ -62,7 +62,9 @@ double adam_sum_of_squares(const AdamList& list, double unscale, double* partial
 // False when any gradient is infinite or not a number. One thread: called when a sum is not finite.
 bool adam_gradients_finite(const AdamList& list);
 
-// Subnormal numbers count as zero, and come out as zero.
-void adam_update(const AdamList& list, const AdamGradient& gradient);
+// Subnormal numbers count as zero, and come out as zero. `last_first` goes through large lists from
+// the end, by blocks of megabytes: what was touched last, by the norm or by a step in the other
+// direction, is still in cache. The result is the same. Ordered lists ignore it.
+void adam_update(const AdamList& list, const AdamGradient& gradient, bool last_first);
 
 }  // namespace fastconv::cpu
