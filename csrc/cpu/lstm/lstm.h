@@ -67,4 +67,13 @@ int64_t lstm_backward_scratch(const LstmBackward<float>& call);
 void lstm_forward(const LstmForward<float>& call, float* scratch);
 void lstm_backward(const LstmBackward<float>& call, float* scratch);
 
+// Between a padded batch [steps, batch, width] and rows as the shape numbers them: row r of a step
+// belongs to sequence order[r] of the batch. What has no row becomes zero.
+template <class T>
+void lstm_rows_from_padded(const LstmShape& shape, const int64_t* order, int64_t width,
+                           const T* padded, T* rows);
+template <class T>
+void lstm_rows_to_padded(const LstmShape& shape, const int64_t* order, int64_t width, const T* rows,
+                         T* padded);
+
 }  // namespace fastconv::cpu
