@@ -165,9 +165,7 @@ class LSTMCell(torch.nn.LSTMCell):
     def forward(self, input: Tensor, hx: _States | None = None) -> _States:
         """One step: ``input`` ``[B, input_size]`` or ``[input_size]``; returns ``(h, c)``."""
         if input.dim() not in (1, 2):
-            raise ValueError(
-                f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
-            )
+            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None:
             for i, state in enumerate(hx):
                 if state.dim() not in (1, 2):

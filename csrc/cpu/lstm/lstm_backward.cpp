@@ -28,8 +28,19 @@ struct Plan {
   int64_t threads;  // of the products after it
   // Offsets into scratch; see Backward for what is there.
   int64_t gate_grads, weight_hh, weight_ih, weight_hr, grad_h, grad_m, m;
-  int64_t source_x, source_h, source_m, sums, sums_size;
+  int64_t sources, source_m, sums, sums_size;
   int64_t scratch;
+};
+
+// The columns of the matrix whose products with the gate gradients are the gradients of W_ih, W_hh
+// and the bias: inputs, states before, and a one. What is not asked for is left out.
+struct SourceColumns {
+  explicit SourceColumns(const LstmBackward<float>& call)
+      : x{0, call.grad_weight_ih != nullptr ? call.shape.input : 0},
+        h{x.end, x.end + (call.grad_weight_hh != nullptr ? call.shape.output : 0)},
+        one{h.end, h.end + (call.grad_bias != nullptr ? 1 : 0)} {}
+  LstmRange x, h, one;
+  int64_t width() const { return one.end; }
 };
 
 Plan make_plan(const LstmBackward<float>& call) {
@@ -51,15 +62,13 @@ Plan make_plan(const LstmBackward<float>& call) {
   place(&p.weight_hr, s.projected, LstmPanels(gemm, s.output, s.hidden).floats());
   place(&p.grad_h, s.projected, s.rows() * s.output + kSlack);
   place(&p.grad_m, s.projected, s.batch * s.hidden);
-  const LstmSources x(gemm, s.rows(), s.input), h(gemm, s.rows(), s.output);
-  const LstmSources m(gemm, s.rows(), s.hidden);
-  place(&p.source_x, call.grad_weight_ih != nullptr, x.floats());
-  place(&p.source_h, call.grad_weight_hh != nullptr, h.floats());
-  place(&p.m, call.grad_weight_hr != nullptr, m.floats());
-  place(&p.source_m, call.grad_weight_hr != nullptr, m.floats());
-  p.sums_size = round_up(std::max({outer_sum_scratch(gemm, x), outer_sum_scratch(gemm, h),
-                                   s.projected ? outer_sum_scratch(gemm, m) : 0}),
-                         kAlign);
+  const LstmSources sources(gemm, s.rows(), SourceColumns(call).width());
+  const LstmSources m(gemm, s.rows(), call.grad_weight_hr != nullptr ? s.hidden : 0);
+  place(&p.sources, true, sources.floats());
+  place(&p.m, true, m.floats());
+  place(&p.source_m, true, m.floats());
+  p.sums_size =
+      round_up(std::max(outer_sum_scratch(gemm, sources), outer_sum_scratch(gemm, m)), kAlign);
   place(&p.sums, true, p.threads * p.sums_size);
   return p;
 }
@@ -76,13 +85,16 @@ class Backward {
         recurrent_(gemm_, s_.gates(), s_.output),
         from_input_(gemm_, s_.gates(), s_.input),
         projection_(gemm_, s_.output, s_.hidden),
-        x_(gemm_, s_.rows(), s_.input),
-        h_(gemm_, s_.rows(), s_.output),
-        m_(gemm_, s_.rows(), s_.hidden) {}
+        columns_(call),
+        sources_(gemm_, s_.rows(), columns_.width()),
+        m_(gemm_, s_.rows(), call.grad_weight_hr != nullptr ? s_.hidden : 0) {}
 
   void run() {
     FlushDenormals flush;
-    parallel(packers(), [&](int64_t task, int64_t tasks) { pack_weights(task, tasks); });
+    parallel(packers(), [&](int64_t task, int64_t tasks) {
+      pack_weights(task, tasks);
+      pack_sources(task, tasks);
+    });
     start_states();
     const int64_t threads = plan_.recurrence.threads;
     if (plan_.recurrence.split == LstmSplit::kSequences) {
@@ -92,8 +104,8 @@ class Backward {
     } else {
       run_units(threads);
     }
-    parallel(plan_.threads, [&](int64_t task, int64_t tasks) { prepare_sums(task, tasks); });
-    parallel(plan_.threads, [&](int64_t task, int64_t tasks) { finish(task, tasks); });
+    if (columns_.width() + m_.width > 0 || call_.grad_input != nullptr)
+      parallel(plan_.threads, [&](int64_t task, int64_t tasks) { finish(task, tasks); });
   }
 
  private:
@@ -105,9 +117,10 @@ class Backward {
     });
   }
 
-  // Packing is bound by memory; a parallel region only pays for large weights.
+  // Packing is bound by memory; a parallel region only pays for a lot of it.
   int64_t packers() const {
-    return s_.gates() * (s_.input + s_.output) > 100'000 ? plan_.threads : 1;
+    const int64_t floats = s_.gates() * (s_.input + s_.output) + sources_.floats();
+    return floats > 60'000 ? plan_.threads : 1;
   }
 
   float* at(int64_t offset) const { return scratch_ + offset; }
@@ -233,20 +246,25 @@ class Backward {
 
   // --- The products over all steps -------------------------------------------------------------
 
-  void prepare_sums(int64_t task, int64_t tasks) {
+  void pack_sources(int64_t task, int64_t tasks) {
     const LstmRange rows = lstm_part(s_.rows(), tasks, task);
-    if (call_.grad_weight_ih != nullptr)
-      pack_sources(kernels_, x_, rows.begin, rows.size(), call_.input + rows.begin * s_.input,
-                   s_.input, at(plan_.source_x));
-    if (call_.grad_weight_hr != nullptr) {
+    pack(sources_,
+         {rows.begin, rows.size(), columns_.x, call_.input + rows.begin * s_.input, s_.input, 0.0f},
+         plan_.sources);
+    pack(sources_, {rows.begin, rows.size(), columns_.one, nullptr, 0, 1.0f}, plan_.sources);
+    if (m_.width > 0) {
       float* m = at(plan_.m) + rows.begin * s_.hidden;
       kernels_.cell_outputs(call_.gates + rows.begin * s_.gates(),
                             call_.cells + rows.begin * s_.hidden, rows.size(), s_.hidden, m);
-      pack_sources(kernels_, m_, rows.begin, rows.size(), m, s_.hidden, at(plan_.source_m));
+      pack(m_, {rows.begin, rows.size(), {0, s_.hidden}, m, s_.hidden, 0.0f}, plan_.source_m);
     }
-    if (call_.grad_weight_hh == nullptr) return;
+    if (columns_.h.size() == 0) return;
     const LstmRange steps = lstm_part(s_.steps, tasks, task);
     for (int64_t step = steps.begin; step < steps.end; ++step) pack_states_before(step);
+  }
+
+  void pack(const LstmSources& sources, const LstmSourceRows& rows, int64_t offset) {
+    if (rows.columns.size() > 0) cpu::pack_sources(kernels_, sources, rows, at(offset));
   }
 
   void pack_states_before(int64_t step) {
@@ -254,31 +272,33 @@ class Backward {
     const int count =
         lstm_runs(s_, step, {0, s_.active(step)}, call_.output, call_.h_0, s_.output, runs);
     for (int i = 0; i < count; ++i)
-      pack_sources(kernels_, h_, s_.first_row(step) + runs[i].begin, runs[i].end - runs[i].begin,
-                   runs[i].before, s_.output, at(plan_.source_h));
+      pack(sources_,
+           {s_.first_row(step) + runs[i].begin, runs[i].end - runs[i].begin, columns_.h,
+            runs[i].before, s_.output, 0.0f},
+           plan_.sources);
   }
 
   void finish(int64_t task, int64_t tasks) {
     float* sums = at(plan_.sums) + task * plan_.sums_size;
     const int64_t gates = s_.gates();
-    const LstmRange panels = lstm_part(outer_sum_panels(gemm_, gates), tasks, task);
-    if (call_.grad_weight_hh != nullptr)
-      outer_sum(gemm_, kernels_, h_,
-                {gate_grads(0), gates, gates, at(plan_.source_h), call_.grad_weight_hh}, panels,
-                sums);
-    if (call_.grad_weight_ih != nullptr)
-      outer_sum(gemm_, kernels_, x_,
-                {gate_grads(0), gates, gates, at(plan_.source_x), call_.grad_weight_ih}, panels,
-                sums);
-    if (call_.grad_weight_hr != nullptr)
-      outer_sum(gemm_, kernels_, m_,
-                {at(plan_.grad_h), s_.output, s_.output, at(plan_.source_m), call_.grad_weight_hr},
-                lstm_part(outer_sum_panels(gemm_, s_.output), tasks, task), sums);
-    if (call_.grad_bias != nullptr) {
-      const LstmRange columns = lstm_part(gates, tasks, task);
-      kernels_.column_sums(gate_grads(0) + columns.begin, gates, s_.rows(), columns.size(),
-                           call_.grad_bias + columns.begin);
+    if (columns_.width() > 0) {
+      LstmOuterSum sum{gate_grads(0), gates, gates, at(plan_.sources), {}, 0};
+      for (const LstmResult& r : {LstmResult{columns_.x, call_.grad_weight_ih},
+                                  LstmResult{columns_.h, call_.grad_weight_hh},
+                                  LstmResult{columns_.one, call_.grad_bias}})
+        if (r.result != nullptr) sum.results[sum.count++] = r;
+      outer_sum(gemm_, kernels_, sources_, sum,
+                lstm_part(outer_sum_panels(gemm_, gates), tasks, task), sums);
     }
+    if (m_.width > 0)
+      outer_sum(gemm_, kernels_, m_,
+                {at(plan_.grad_h),
+                 s_.output,
+                 s_.output,
+                 at(plan_.source_m),
+                 {{{0, s_.hidden}, call_.grad_weight_hr}},
+                 1},
+                lstm_part(outer_sum_panels(gemm_, s_.output), tasks, task), sums);
     if (call_.grad_input != nullptr) {
       const LstmRange rows = lstm_part(s_.rows(), tasks, task);
       multiply_by_panels(gemm_, from_input_, {0, from_input_.count()}, at(plan_.weight_ih),
@@ -294,7 +314,8 @@ class Backward {
   const GemmKernels& gemm_;
   float* scratch_;
   LstmPanels recurrent_, from_input_, projection_;
-  LstmSources x_, h_, m_;
+  SourceColumns columns_;
+  LstmSources sources_, m_;
 };
 
 }  // namespace

@@ -59,7 +59,7 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
     const float* a = sum.sources + block * LstmSources::kDepth * sources.width;
     for (int64_t j = 0; j < columns && copies; j += panel)
       kernels.pack(d + j, sum.d_pitch, depth, std::min(panel, columns - j), panel,
-                   panels + j * LstmSources::kDepth);
+                   panels + j * LstmSources::kDepth, panel);
     for (int64_t i = 0; i < sources.tiles; ++i) {
       const LstmRange rows = sources.tile(i);
       for (int64_t j = 0; j < columns; j += panel) {
@@ -76,10 +76,14 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
       }
     }
   }
-  for (int64_t i = 0; i < sources.width; i += kernels.lanes) {
-    const int64_t valid = std::min(kernels.lanes, sources.width - i);
-    kernels.transpose(transposed + i * pitch, pitch, valid, columns,
-                      sum.result + begin * sources.width + i, sources.width, valid);
+  for (int64_t n = 0; n < sum.count; ++n) {
+    const LstmRange part = sum.results[n].sources;
+    float* result = sum.results[n].result + begin * part.size();
+    for (int64_t i = 0; i < part.size(); i += kernels.lanes) {
+      const int64_t valid = std::min(kernels.lanes, part.size() - i);
+      kernels.transpose(transposed + (part.begin + i) * pitch, pitch, valid, columns, result + i,
+                        part.size(), valid);
+    }
   }
 }
 
@@ -98,7 +102,7 @@ void pack_panels(const LstmKernels& kernels, const LstmPanels& panels, LstmRange
     const int64_t valid = std::min(width, panels.columns - column);
     float* to = packed + column * panels.depth;
     if (!transposed) {
-      kernels.pack(b + column, panels.columns, panels.depth, valid, width, to);
+      kernels.pack(b + column, panels.columns, panels.depth, valid, width, to, width);
       continue;
     }
     for (int64_t l = 0; l < width; l += kernels.lanes)
@@ -135,23 +139,27 @@ int64_t LstmSources::depth_of(int64_t block) const {
   return std::min(kDepth, rows - block * kDepth);
 }
 
-void pack_sources(const LstmKernels& kernels, const LstmSources& sources, int64_t row,
-                  int64_t count, const float* from, int64_t pitch, float* packed) {
-  while (count > 0) {
+void pack_sources(const LstmKernels& kernels, const LstmSources& sources,
+                  const LstmSourceRows& rows, float* packed) {
+  const int64_t end = rows.row + rows.count;
+  for (int64_t row = rows.row; row < end;) {
     const int64_t block = row / LstmSources::kDepth, inside = row % LstmSources::kDepth;
-    const int64_t depth = sources.depth_of(block), here = std::min(count, depth - inside);
+    const int64_t depth = sources.depth_of(block), here = std::min(end - row, depth - inside);
+    float* to_block = packed + block * LstmSources::kDepth * sources.width;
     for (int64_t i = 0; i < sources.tiles; ++i) {
       const LstmRange tile = sources.tile(i);
-      float* to = packed + block * LstmSources::kDepth * sources.width + tile.begin * depth +
-                  inside * tile.size();
-      if (from != nullptr)
-        kernels.pack(from + tile.begin, pitch, here, tile.size(), tile.size(), to);
-      else
-        std::fill(to, to + here * tile.size(), 0.0f);
+      const int64_t begin = std::max(tile.begin, rows.columns.begin);
+      const int64_t columns = std::min(tile.end, rows.columns.end) - begin;
+      if (columns <= 0) continue;
+      float* to = to_block + tile.begin * depth + inside * tile.size() + begin - tile.begin;
+      if (rows.from == nullptr) {
+        for (int64_t k = 0; k < here; ++k) std::fill_n(to + k * tile.size(), columns, rows.value);
+        continue;
+      }
+      kernels.pack(rows.from + (row - rows.row) * rows.pitch + begin - rows.columns.begin,
+                   rows.pitch, here, columns, columns, to, tile.size());
     }
     row += here;
-    count -= here;
-    if (from != nullptr) from += here * pitch;
   }
 }
 

@@ -62,16 +62,32 @@ struct LstmSources {
   int64_t floats() const { return rows * width; }
 };
 
-// Packs `count` neighbouring rows of S from number `row` on; `from` nullptr packs zeros.
-void pack_sources(const LstmKernels& kernels, const LstmSources& sources, int64_t row,
-                  int64_t count, const float* from, int64_t pitch, float* packed);
+// Some neighbouring rows of S, and some of its columns.
+struct LstmSourceRows {
+  int64_t row;
+  int64_t count;
+  LstmRange columns;
+  const float* from;  // [count, columns], rows `pitch` apart; nullptr: `value` everywhere
+  int64_t pitch;
+  float value;
+};
+
+void pack_sources(const LstmKernels& kernels, const LstmSources& sources,
+                  const LstmSourceRows& rows, float* packed);
+
+// Where a run of columns of S leaves its part of the result.
+struct LstmResult {
+  LstmRange sources;  // columns of S
+  float* result;      // [columns of D, sources.size()]
+};
 
 struct LstmOuterSum {
   const float* d;  // [rows, columns], rows d_pitch apart; 2 vectors past its end are readable
   int64_t d_pitch;
   int64_t columns;
   const float* sources;  // packed
-  float* result;         // [columns, sources.width]
+  LstmResult results[3];
+  int64_t count;  // of the results
 };
 
 // Columns are cut into panels; this computes those rows of the result that belong to panels

@@ -69,11 +69,9 @@ struct LstmKernels {
   // `from` read as zero; columns l >= stored are not written.
   void (*transpose)(const float* from, int64_t from_pitch, int64_t valid, int64_t depth, float* to,
                     int64_t to_pitch, int64_t stored);
-  // to[k * width + l] = from[k * pitch + l] for k < depth, l < width; l >= valid gives zero.
+  // to[k * to_pitch + l] = from[k * pitch + l] for k < depth, l < width; l >= valid gives zero.
   void (*pack)(const float* from, int64_t pitch, int64_t depth, int64_t valid, int64_t width,
-               float* to);
-  // sums[j] (+)= sum over r < rows of from[r * pitch + j], j < columns, in runs of kMaxTerms.
-  void (*column_sums)(const float* from, int64_t pitch, int64_t rows, int64_t columns, float* sums);
+               float* to, int64_t to_pitch);
   // m[r * hidden + u] = o * tanh(c), from what the forward pass saved.
   void (*cell_outputs)(const float* gates, const float* cells, int64_t rows, int64_t hidden,
                        float* m);

@@ -8,12 +8,10 @@
 
 #include <cstdint>
 
-#include "common/summation.h"
 #include "cpu/lstm/lstm_ukernels.h"
 
 namespace {
 
-using fastconv::kMaxTerms;
 using fastconv::cpu::LstmCellForm;
 using fastconv::cpu::LstmCellTile;
 using fastconv::cpu::LstmGateGradients;
@@ -39,11 +37,17 @@ struct Lanes {
   Simd::Mask mask;
 };
 
+// Longest run of additions into one register before it is added to the others: shorter than a sum
+// over 128 units needs, long enough that the additions in between cost under 2 %.
+constexpr int64_t kCellTerms = 128;
+
 template <int Rows, int Blocks>
-inline void add_product(Simd::Reg (&acc)[Rows][Blocks * kGates], int64_t depth, const float* a,
-                        int64_t a_pitch, const float* weights) {
-  constexpr int64_t kStep = kGates * kLanes;
-  const int64_t block_step = depth * kStep;
+using CellSums = Simd::Reg[Rows][Blocks * kGates];
+
+// `depth` terms of a product; the blocks of `weights` are block_step floats apart.
+template <int Rows, int Blocks>
+inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
+                      const float* weights, int64_t block_step) {
   for (int64_t k = 0; k < depth; ++k) {
     Simd::Reg ak[Rows];
 #pragma GCC unroll 8
@@ -52,13 +56,54 @@ inline void add_product(Simd::Reg (&acc)[Rows][Blocks * kGates], int64_t depth, 
     for (int b = 0; b < Blocks; ++b)
 #pragma GCC unroll 4
       for (int g = 0; g < kGates; ++g) {
-        const Simd::Reg w = Simd::load(weights + b * block_step + k * kStep + g * kLanes);
+        const Simd::Reg w = Simd::load(weights + b * block_step + g * kLanes);
 #pragma GCC unroll 8
         for (int i = 0; i < Rows; ++i)
           acc[i][b * kGates + g] = Simd::fma(ak[i], w, acc[i][b * kGates + g]);
       }
+    weights += kGates * kLanes;
   }
 }
+
+// Sums in registers, and those of earlier runs of kCellTerms in memory.
+template <int Rows, int Blocks>
+struct CellRuns {
+  static constexpr int kVectors = Blocks * kGates;
+  alignas(64) float sums[Rows][kVectors * kLanes];
+  int64_t room = kCellTerms;  // terms left of this run
+  bool spilled = false;
+
+  inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
+                  const float* weights) {
+    const int64_t block_step = depth * kGates * kLanes;
+    for (int64_t k = 0; k < depth;) {
+      if (room == 0) {
+        spill(acc);
+#pragma GCC unroll 8
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 16
+          for (int v = 0; v < kVectors; ++v) acc[i][v] = Simd::zero();
+        room = kCellTerms;
+      }
+      const int64_t terms = depth - k < room ? depth - k : room;
+      add_terms<Rows, Blocks>(acc, terms, a + k, a_pitch, weights + k * kGates * kLanes,
+                              block_step);
+      k += terms;
+      room -= terms;
+    }
+  }
+
+  inline void spill(const CellSums<Rows, Blocks>& acc) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        float* sum = sums[i] + v * kLanes;
+        Simd::store(sum, spilled ? Simd::add(Simd::load(sum), acc[i][v]) : acc[i][v]);
+      }
+    spilled = true;
+  }
+};
 
 // The cell of one row and block, from the four pre-activations.
 inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit, const Lanes& lanes,
@@ -83,8 +128,8 @@ inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit, const 
 template <int Rows, int Blocks>
 void cell_tile(const LstmCellTile& t) {
   constexpr int kVectors = Blocks * kGates;
-  alignas(64) float pre[Rows][kVectors * kLanes];
-  Simd::Reg acc[Rows][kVectors];
+  CellRuns<Rows, Blocks> runs;
+  CellSums<Rows, Blocks> acc;
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     const Simd::Reg bias = Simd::load(t.bias + v * kLanes);
@@ -98,16 +143,14 @@ void cell_tile(const LstmCellTile& t) {
       for (int i = 0; i < Rows; ++i)
         acc[i][v] = Simd::add(acc[i][v], Simd::load(t.pre + i * t.pre_pitch + v * kLanes));
   }
-  add_product<Rows, Blocks>(acc, t.x_depth, t.x, t.x_pitch, t.weights_x);
-  add_product<Rows, Blocks>(acc, t.h_depth, t.h, t.h_pitch, t.weights_h);
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) Simd::store(pre[i] + v * kLanes, acc[i][v]);
+  runs.add(acc, t.x_depth, t.x, t.x_pitch, t.weights_x);
+  runs.add(acc, t.h_depth, t.h, t.h_pitch, t.weights_h);
+  runs.spill(acc);
   for (int b = 0; b < Blocks; ++b) {
     const int64_t unit = b * kLanes;
     const Lanes lanes(t.units - unit);
-    for (int i = 0; i < Rows; ++i) finish_cell(t, i, unit, lanes, pre[i] + b * kGates * kLanes);
+    for (int i = 0; i < Rows; ++i)
+      finish_cell(t, i, unit, lanes, runs.sums[i] + b * kGates * kLanes);
   }
 }
 
@@ -166,27 +209,13 @@ void transpose_strip(const float* from, int64_t from_pitch, int64_t valid, int64
 }
 
 void pack_rows(const float* from, int64_t pitch, int64_t depth, int64_t valid, int64_t width,
-               float* to) {
+               float* to, int64_t to_pitch) {
   for (int64_t l = 0; l < width; l += kLanes) {
     const Lanes stored(width - l);
     const int64_t left = valid - l;
     const Lanes read(left < 0 ? 0 : left);
     for (int64_t k = 0; k < depth; ++k)
-      stored.store(to + k * width + l, read.load(from + k * pitch + l));
-  }
-}
-
-void column_sums(const float* from, int64_t pitch, int64_t rows, int64_t columns, float* sums) {
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    const Lanes lanes(columns - j);
-    Simd::Reg total = Simd::zero();
-    for (int64_t r = 0; r < rows; r += kMaxTerms) {
-      const int64_t end = rows - r < kMaxTerms ? rows : r + kMaxTerms;
-      Simd::Reg sum = Simd::zero();
-      for (int64_t k = r; k < end; ++k) sum = Simd::add(sum, lanes.load(from + k * pitch + j));
-      total = Simd::add(total, sum);
-    }
-    lanes.store(sums + j, total);
+      stored.store(to + k * to_pitch + l, read.load(from + k * pitch + l));
   }
 }
 
