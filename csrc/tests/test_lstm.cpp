@@ -244,6 +244,13 @@ std::vector<Case> cases() {
       {20, 33, 33, 7, {}, 5, true, false, true},
       {9, 16, 16, 13, {}, 6, true, true, false},
       {64, 128, 128, 14, {}, 3, false, true, true},
+      {20, 50, 50, 1, {}, 1, false, true, true},
+      {20, 37, 37, 6, {}, 1, true, true, false},
+      {70, 130, 130, 2, {}, 3, false, true, true},
+      {20, 50, 50, 31, {}, 1, false, true, true},
+      {9, 64, 64, 65, {}, 1, false, true, true},
+      {130, 256, 256, 1, {}, 1, false, false, true},
+      {130, 257, 257, 32, {}, 1, false, true, true},
       {12, 70, 70, 1, {}, 40, false, true, true},
       {12, 70, 70, 2, {}, 9, true, true, true},
       {5, 24, 7, 9, {}, 4, false, true, true},
@@ -256,6 +263,7 @@ std::vector<Case> cases() {
   };
   // Large enough for a split by units.
   all.push_back({24, 512, 512, 5, {}, 2, false, true, true});
+  all.push_back({24, 512, 512, 2, {}, 9, true, true, true});
   all.push_back({24, 512, 80, 5, {3, 3, 2, 2, 1}, 3, true, true, true});
   return all;
 }

@@ -35,7 +35,7 @@ class LSTM(torch.nn.RNNBase):
             raise TypeError(f"LSTM: expected forget_bias a number or None, got {forget_bias!r}")
         # RNNBase calls reset_parameters, which needs it; before Module.__init__ only plain
         # attributes can be set.
-        object.__setattr__(self, "forget_bias", forget_bias)
+        self.__dict__["forget_bias"] = forget_bias
         super().__init__("LSTM", *args, **kwargs)
         if forget_bias is not None and not self.bias:
             raise ValueError("LSTM: expected bias=True with forget_bias, got bias=False")
@@ -43,13 +43,14 @@ class LSTM(torch.nn.RNNBase):
     def reset_parameters(self) -> None:
         """Draw new parameters, as torch does; then set the biases of the forget gates."""
         super().reset_parameters()
-        if self.forget_bias is None:
+        forget_bias: float | None = self.__dict__["forget_bias"]
+        if forget_bias is None:
             return
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.startswith("bias_"):
                     gate = parameter[self.hidden_size : 2 * self.hidden_size]
-                    gate.fill_(self.forget_bias if name.startswith("bias_ih") else 0.0)
+                    gate.fill_(forget_bias if name.startswith("bias_ih") else 0.0)
 
     def forward(
         self,

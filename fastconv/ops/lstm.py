@@ -66,9 +66,9 @@ def lstm(
 
     float32 results do not depend on the number of threads. Numbers below 1.2e-38 count as zero.
 
-    Method: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates of a unit
-    finished in registers after Banerjee et al. 2019, products over all steps merged after Appleyard
-    et al. 2016 (arXiv:1604.01946).
+    Method: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates of a
+    unit finished in registers after Banerjee et al. 2019, products over all steps merged after
+    Appleyard et al. 2016 (arXiv:1604.01946).
     """
     directions = 2 if bidirectional else 1
     groups = _group_params(params, has_biases, num_layers * directions)
@@ -148,11 +148,8 @@ def _lstm_by_torch(
     group: _Group,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch's own operator, for dtypes that fastconv has no kernels for."""
-    batch_first = options[-1]
-    if batch_sizes is not None:
-        batch = int(batch_sizes[0])
-    else:
-        batch = input.shape[0 if batch_first else 1]
+    batch_dim = 0 if options[-1] else 1
+    batch = input.shape[batch_dim] if batch_sizes is None else int(batch_sizes[0])
     if hx is None:
         cells = options[1] * (2 if options[4] else 1)
         hx = (
@@ -215,7 +212,7 @@ def _check_shapes(
     group: _Group,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
-) -> tuple[int, int, int]:
+) -> tuple[int | torch.SymInt, int, int]:
     """Refuses, for shape inference, what csrc/bindings/lstm_args.cpp refuses of shapes.
 
     Returns:
@@ -233,14 +230,12 @@ def _check_shapes(
     _expect(lengths is None or batch_sizes is None, "lengths or batch_sizes, got both")
     hidden = weight_ih.shape[0] // 4
     out = hidden if weight_hr is None else weight_hr.shape[0]
+    batch: int | torch.SymInt
     if batch_sizes is None:
         batch = input.shape[1]
-    elif states[0] is not None:
-        batch = states[0].shape[0]
-    elif states[1] is not None:
-        batch = states[1].shape[0]
     else:
-        batch = torch.library.get_ctx().new_dynamic_size()
+        known = [state.shape[0] for state in states if state is not None]
+        batch = known[0] if known else torch.library.get_ctx().new_dynamic_size()
     for name, tensor, shape in (
         ("weight_ih", weight_ih, (4 * hidden, input.shape[-1])),
         ("weight_hh", weight_hh, (4 * hidden, out)),

@@ -26,6 +26,7 @@ struct Plan {
   const GemmKernels* gemm;
   LstmThreads recurrence;
   int64_t threads;  // of the products after it
+  bool few_rows;    // one step of few rows: weights and sources are read as they are
   // Offsets into scratch; see Backward for what is there.
   int64_t gate_grads, weight_hh, weight_ih, weight_hr, grad_h, grad_m, m;
   int64_t sources, source_m, sums, sums_size;
@@ -42,6 +43,10 @@ struct SourceColumns {
   LstmRange x, h, one;
   int64_t width() const { return one.end; }
 };
+
+bool reads_in_place(const LstmShape& s) {
+  return s.steps == 1 && s.rows() <= LstmFewRows::kMost && !s.projected;
+}
 
 Plan make_plan(const LstmBackward<float>& call) {
   const LstmShape& s = call.shape;
@@ -62,13 +67,15 @@ Plan make_plan(const LstmBackward<float>& call) {
   place(&p.weight_hr, s.projected, LstmPanels(gemm, s.output, s.hidden).floats());
   place(&p.grad_h, s.projected, s.rows() * s.output + kSlack);
   place(&p.grad_m, s.projected, s.batch * s.hidden);
-  const LstmSources sources(gemm, s.rows(), SourceColumns(call).width());
+  p.few_rows = reads_in_place(s);
+  const LstmSources sources(gemm, s.rows(), p.few_rows ? 0 : SourceColumns(call).width());
   const LstmSources m(gemm, s.rows(), call.grad_weight_hr != nullptr ? s.hidden : 0);
   place(&p.sources, true, sources.floats());
   place(&p.m, true, m.floats());
   place(&p.source_m, true, m.floats());
-  p.sums_size =
-      round_up(std::max(outer_sum_scratch(gemm, sources), outer_sum_scratch(gemm, m)), kAlign);
+  p.sums_size = round_up(std::max({outer_sum_scratch(gemm, sources), outer_sum_scratch(gemm, m),
+                                   few_rows_scratch(gemm)}),
+                         kAlign);
   place(&p.sums, true, p.threads * p.sums_size);
   return p;
 }
@@ -86,14 +93,14 @@ class Backward {
         from_input_(gemm_, s_.gates(), s_.input),
         projection_(gemm_, s_.output, s_.hidden),
         columns_(call),
-        sources_(gemm_, s_.rows(), columns_.width()),
+        sources_(gemm_, s_.rows(), plan.few_rows ? 0 : columns_.width()),
         m_(gemm_, s_.rows(), call.grad_weight_hr != nullptr ? s_.hidden : 0) {}
 
   void run() {
     FlushDenormals flush;
     parallel(packers(), [&](int64_t task, int64_t tasks) {
       pack_weights(task, tasks);
-      pack_sources(task, tasks);
+      if (!plan_.few_rows) pack_sources(task, tasks);
     });
     start_states();
     const int64_t threads = plan_.recurrence.threads;
@@ -119,6 +126,7 @@ class Backward {
 
   // Packing is bound by memory; a parallel region only pays for a lot of it.
   int64_t packers() const {
+    if (plan_.few_rows) return 1;
     const int64_t floats = s_.gates() * (s_.input + s_.output) + sources_.floats();
     return floats > 60'000 ? plan_.threads : 1;
   }
@@ -127,6 +135,12 @@ class Backward {
   float* gate_grads(int64_t row) const { return at(plan_.gate_grads) + row * s_.gates(); }
 
   void pack_weights(int64_t task, int64_t tasks) {
+    if (plan_.few_rows) {
+      pack_ragged_panel(kernels_, recurrent_, call_.weight_hh, at(plan_.weight_hh));
+      if (call_.grad_input != nullptr)
+        pack_ragged_panel(kernels_, from_input_, call_.weight_ih, at(plan_.weight_ih));
+      return;
+    }
     pack_panels(kernels_, recurrent_, lstm_part(recurrent_.count(), tasks, task), call_.weight_hh,
                 false, at(plan_.weight_hh));
     if (call_.grad_input != nullptr)
@@ -218,7 +232,8 @@ class Backward {
     if (rows.size() == 0) return;
     multiply_by_panels(gemm_, recurrent_, panels, at(plan_.weight_hh),
                        {gate_grads(s_.first_row(step) + rows.begin), s_.gates(), rows.size(),
-                        call_.grad_h_0 + rows.begin * s_.output, s_.output});
+                        call_.grad_h_0 + rows.begin * s_.output, s_.output},
+                       plan_.few_rows ? call_.weight_hh : nullptr);
   }
 
   void gate_gradients(int64_t step, LstmRange rows, LstmRange units) {
@@ -278,10 +293,31 @@ class Backward {
            plan_.sources);
   }
 
+  // Weight and bias gradients of the rows [columns], from one step.
+  void finish_few_rows(LstmRange columns, float* sums) {
+    const int64_t rows = s_.rows();
+    const auto add = [&](const float* s, int64_t width, float* result) {
+      if (result == nullptr) return;
+      if (s == nullptr) {
+        std::fill(result + columns.begin * width, result + columns.end * width, 0.0f);
+        return;
+      }
+      outer_sum_of_few_rows(gemm_, kernels_,
+                            {rows, gate_grads(0), s_.gates(), s, width, width, result}, columns,
+                            sums);
+    };
+    add(call_.input, s_.input, call_.grad_weight_ih);
+    add(call_.h_0, s_.output, call_.grad_weight_hh);
+    if (call_.grad_bias != nullptr)
+      sum_of_few_rows(gemm_, rows, gate_grads(0), s_.gates(), columns, call_.grad_bias, sums);
+  }
+
   void finish(int64_t task, int64_t tasks) {
     float* sums = at(plan_.sums) + task * plan_.sums_size;
     const int64_t gates = s_.gates();
-    if (columns_.width() > 0) {
+    if (plan_.few_rows) {
+      finish_few_rows(lstm_part(gates, tasks, task), sums);
+    } else if (columns_.width() > 0) {
       LstmOuterSum sum{gate_grads(0), gates, gates, at(plan_.sources), {}, 0};
       for (const LstmResult& r : {LstmResult{columns_.x, call_.grad_weight_ih},
                                   LstmResult{columns_.h, call_.grad_weight_hh},
@@ -303,7 +339,8 @@ class Backward {
       const LstmRange rows = lstm_part(s_.rows(), tasks, task);
       multiply_by_panels(gemm_, from_input_, {0, from_input_.count()}, at(plan_.weight_ih),
                          {gate_grads(rows.begin), gates, rows.size(),
-                          call_.grad_input + rows.begin * s_.input, s_.input});
+                          call_.grad_input + rows.begin * s_.input, s_.input},
+                         plan_.few_rows ? call_.weight_ih : nullptr);
     }
   }
 

@@ -112,11 +112,23 @@ void pack_panels(const LstmKernels& kernels, const LstmPanels& panels, LstmRange
   }
 }
 
+void pack_ragged_panel(const LstmKernels& kernels, const LstmPanels& panels, const float* b,
+                       float* packed) {
+  const int64_t last = panels.count() - 1;
+  if (panels.columns != panels.count() * panels.wide)
+    pack_panels(kernels, panels, {last, last + 1}, b, false, packed);
+}
+
 void multiply_by_panels(const GemmKernels& gemm, const LstmPanels& panels, LstmRange which,
-                        const float* packed, const LstmProduct& product) {
+                        const float* packed, const LstmProduct& product, const float* in_place) {
   for (int64_t p = which.begin; p < which.end; ++p) {
     const int64_t column = p * panels.wide, width = panels.width(p);
     const GemmFamily& family = width == panels.wide ? gemm.rows_wide : gemm.rows_narrow;
+    if (in_place != nullptr && column + panels.wide <= panels.columns) {
+      multiply_panel(family, product, in_place + column, panels.columns, panels.depth, column,
+                     width);
+      continue;
+    }
     multiply_panel(family, product, packed + column * panels.depth, width, panels.depth, column,
                    std::min(width, panels.columns - column));
   }
@@ -179,6 +191,40 @@ void outer_sum(const GemmKernels& gemm, const LstmKernels& kernels, const LstmSo
     const int64_t end = std::min({sum.columns, (p + kStripPanels) * panel, which.end * panel});
     outer_sum_strip(gemm, kernels, sources, sum, p * panel, end - p * panel, scratch);
   }
+}
+
+int64_t few_rows_scratch(const GemmKernels& gemm) {
+  const GemmFamily& family = gemm.packed_tall;
+  return LstmFewRows::kMost * (family.vectors * gemm.lanes + family.max_rows + gemm.lanes);
+}
+
+void outer_sum_of_few_rows(const GemmKernels& gemm, const LstmKernels& kernels,
+                           const LstmFewRows& sum, LstmRange columns, float* scratch) {
+  const GemmFamily& family = gemm.packed_tall;
+  const int64_t panel = family.vectors * gemm.lanes;
+  float* b = scratch;
+  float* a = scratch + LstmFewRows::kMost * panel;
+  for_tiles(columns.size(), family.max_rows, [&](int64_t begin, int64_t rows) {
+    const int64_t j = columns.begin + begin;
+    kernels.pack(sum.d + j, sum.d_pitch, sum.rows, rows, rows, a, rows);
+    for (int64_t i = 0; i < sum.width; i += panel) {
+      const int64_t valid = std::min(panel, sum.width - i);
+      // Whole panels are read where they are.
+      if (valid < panel) kernels.pack(sum.s + i, sum.s_pitch, sum.rows, valid, panel, b, panel);
+      family.by_rows[rows - 1]({sum.rows, a, valid < panel ? b : sum.s + i,
+                                valid < panel ? panel : sum.s_pitch, sum.result + j * sum.width + i,
+                                sum.width, valid, nullptr, false});
+    }
+  });
+}
+
+void sum_of_few_rows(const GemmKernels& gemm, int64_t rows, const float* d, int64_t d_pitch,
+                     LstmRange columns, float* result, float* scratch) {
+  const int64_t panel = gemm.packed_tall.vectors * gemm.lanes;
+  std::fill_n(scratch, rows, 1.0f);
+  for (int64_t j = columns.begin; j < columns.end; j += panel)
+    gemm.packed_tall.by_rows[0]({rows, scratch, d + j, d_pitch, result + j, 0,
+                                 std::min(panel, columns.end - j), nullptr, false});
 }
 
 }  // namespace fastconv::cpu

@@ -25,6 +25,10 @@ struct LstmPanels {
   int64_t floats() const { return count() * wide * depth; }
 };
 
+// Packs the last panel only when it is not whole; the others can be read from B as it is.
+void pack_ragged_panel(const LstmKernels& kernels, const LstmPanels& panels, const float* b,
+                       float* packed);
+
 // Packs panels [which] of B, given as it is (rows of `columns` floats) or transposed.
 void pack_panels(const LstmKernels& kernels, const LstmPanels& panels, LstmRange which,
                  const float* b, bool transposed, float* packed);
@@ -37,9 +41,10 @@ struct LstmProduct {
   int64_t c_pitch;
 };
 
-// The columns of panels [which].
+// The columns of panels [which]. With `in_place`, whole panels are read from B as it is.
 void multiply_by_panels(const GemmKernels& gemm, const LstmPanels& panels, LstmRange which,
-                        const float* packed, const LstmProduct& product);
+                        const float* packed, const LstmProduct& product,
+                        const float* in_place = nullptr);
 
 // C = A * W^T for gate weights packed as cells read them, [blocks, depth, 4, lanes]; c has
 // blocks * 4 * lanes columns of which those of blocks [which] are computed.
@@ -89,6 +94,24 @@ struct LstmOuterSum {
   LstmResult results[3];
   int64_t count;  // of the results
 };
+
+// The same for a few rows, from S as it is: results [begin, end) of `columns` columns of D.
+struct LstmFewRows {
+  static constexpr int64_t kMost = 64;
+  int64_t rows;  // at most kMost
+  const float* d;
+  int64_t d_pitch;
+  const float* s;  // [rows, width], rows s_pitch apart
+  int64_t s_pitch;
+  int64_t width;
+  float* result;  // [columns of D, width]
+};
+int64_t few_rows_scratch(const GemmKernels& gemm);
+void outer_sum_of_few_rows(const GemmKernels& gemm, const LstmKernels& kernels,
+                           const LstmFewRows& sum, LstmRange columns, float* scratch);
+// result[j] = sum over r < rows of d[r * d_pitch + j], j in [columns].
+void sum_of_few_rows(const GemmKernels& gemm, int64_t rows, const float* d, int64_t d_pitch,
+                     LstmRange columns, float* result, float* scratch);
 
 // Columns are cut into panels; this computes those rows of the result that belong to panels
 // [which].

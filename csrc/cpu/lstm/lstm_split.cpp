@@ -10,8 +10,10 @@ namespace {
 
 // Recurrent weights above this size do not stay in a core's own cache from step to step.
 constexpr int64_t kOwnCacheFloats = 200'000;
-// Multiply-adds of one step below which waiting for each other costs more than it saves.
+// Multiply-adds of one step below which waiting for each other costs more than it saves; the second
+// where the weights would otherwise be read from beyond the core's own cache.
 constexpr int64_t kStepMultiplyAdds = 1'000'000;
+constexpr int64_t kStreamedMultiplyAdds = 250'000;
 
 // Rows of the sequences [0, end).
 int64_t rows_before(const LstmShape& shape, int64_t end) {
@@ -48,17 +50,16 @@ LstmRange lstm_sequences(const LstmShape& shape, int64_t tasks, int64_t task) {
 }
 
 LstmThreads lstm_threads(const LstmShape& shape) {
-  const int64_t bytes = 4 * shape.rows() * (shape.input + 6 * shape.hidden);
+  const int64_t recurrent = shape.gates() * shape.output;
+  const int64_t weights = shape.gates() * shape.input + recurrent;
+  const int64_t bytes = 4 * (shape.rows() * (shape.input + 6 * shape.hidden) + weights);
   const int64_t threads = worthwhile_threads(shape.multiply_adds(), bytes);
   if (threads == 1) return {1, LstmSplit::kSequences};
   const int64_t sequences = shape.active(0);
-  const int64_t recurrent = shape.gates() * shape.output;
-  const int64_t step = shape.rows() / shape.steps * recurrent;
   const bool streams = recurrent > kOwnCacheFloats;
-  if (step >= kStepMultiplyAdds && (streams || sequences < 2 * threads))
-    return {threads, LstmSplit::kUnits};
-  if (sequences == 1 && !(streams && recurrent >= kStepMultiplyAdds))
-    return {1, LstmSplit::kSequences};
+  const int64_t step = shape.rows() / shape.steps * recurrent;
+  const int64_t least = streams ? kStreamedMultiplyAdds : kStepMultiplyAdds;
+  if (step >= least && (streams || sequences < 2 * threads)) return {threads, LstmSplit::kUnits};
   return {std::min(threads, sequences), LstmSplit::kSequences};
 }
 

@@ -64,6 +64,9 @@ struct LstmKernels {
   int64_t max_rows;             // rows of the highest cell tile
   const LstmCellForm* by_rows;  // by_rows[rows - 1]
   void (*gate_gradients)(const LstmGateGradients& call);
+  // to[l] (+)= sum over k < depth of rows[l * pitch + k] * a[k], l < valid <= lanes.
+  void (*dots)(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth,
+               float* to, bool accumulate);
 
   // to[k * to_pitch + l] = from[l * from_pitch + k] for k < depth, l < lanes. Rows l >= valid of
   // `from` read as zero; columns l >= stored are not written.

@@ -20,7 +20,7 @@ constexpr LstmCellForm kForms[] = {
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx2 = {
-    kLanes, 3, kForms, &gate_gradients, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes, 3, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

@@ -19,7 +19,7 @@ constexpr LstmCellForm kForms[] = {
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx512 = {
-    kLanes, 6, kForms, &gate_gradients, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes, 6, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

@@ -194,6 +194,35 @@ void gate_gradients(const LstmGateGradients& t) {
   for (int64_t row = 0; row < t.rows; ++row) gate_gradients_row(t, row);
 }
 
+void dots(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth, float* to,
+          bool accumulate) {
+  const float* row[kLanes];
+  // Lanes without a row repeat the first one; what they hold is not stored.
+  for (int l = 0; l < kLanes; ++l) row[l] = rows + (l < valid ? l : 0) * pitch;
+  Simd::Reg acc[kLanes];
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) acc[l] = Simd::zero();
+  int64_t k = 0;
+  for (; k + kLanes <= depth; k += kLanes) {
+    const Simd::Reg ak = Simd::load(a + k);
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) acc[l] = Simd::fma(Simd::load(row[l] + k), ak, acc[l]);
+  }
+  if (k < depth) {
+    const Simd::Mask left = Simd::mask_first(depth - k);
+    const Simd::Reg ak = Simd::load_masked(a + k, left);
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l)
+      acc[l] = Simd::fma(Simd::load_masked(row[l] + k, left), ak, acc[l]);
+  }
+  Simd::transpose(acc);
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2)
+    for (int l = 0; l < step; ++l) acc[l] = Simd::add(acc[l], acc[l + step]);
+  const Lanes lanes(valid);
+  lanes.store(to, accumulate ? Simd::add(lanes.load(to), acc[0]) : acc[0]);
+}
+
 void transpose_strip(const float* from, int64_t from_pitch, int64_t valid, int64_t depth, float* to,
                      int64_t to_pitch, int64_t stored) {
   const Lanes columns(stored);

@@ -18,7 +18,7 @@ constexpr LstmCellForm kForms[] = {
 }  // namespace
 
 const LstmKernels kLstmKernelsScalar = {
-    kLanes, 2, kForms, &gate_gradients, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes, 2, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
 };
 
 }  // namespace fastconv::cpu
