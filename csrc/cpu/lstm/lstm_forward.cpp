@@ -25,10 +25,6 @@ constexpr int64_t kCachedWeights = 160'000;
 constexpr int64_t kAheadFloats = 512 * 1024;
 // Rows of a call up to which all weights are read as they are.
 constexpr int64_t kInPlaceRows = 6;
-// W_hh of at least this many floats is read as it is by so few sequences, for so few steps.
-constexpr int64_t kStreamedWeights = 1'000'000;
-constexpr int64_t kStreamedRows = 2;
-constexpr int64_t kStreamedSteps = 64;
 constexpr int64_t kAlign = 16;
 
 struct Plan {
@@ -37,19 +33,12 @@ struct Plan {
   LstmThreads threads;
   int64_t blocks;       // of `lanes` units
   int64_t width;        // 4 * lanes * blocks
-  bool x_in_place;      // W_ih is read as it is, not packed
-  bool h_in_place;      // W_hh
+  bool in_place;        // weights are read as they are, for one step at a time
   bool ahead;           // input products are computed some steps ahead
   int64_t ahead_steps;  // how many steps; each has room for active(0) rows
   int64_t weights_x, weights_h, bias, pre, m, projection;  // offsets into scratch
   int64_t scratch;
 };
-
-// True when a call is too short for packing W_hh to pay: its packed form is read no faster.
-bool streams_in_place(const LstmShape& s) {
-  return s.active(0) <= kStreamedRows && s.gates() * s.output >= kStreamedWeights &&
-         s.steps <= kStreamedSteps;
-}
 
 // True when the product with the input is computed ahead. Part of what the result is, so it must
 // not depend on threads.
@@ -68,18 +57,17 @@ Plan make_plan(const LstmShape& s) {
   const int64_t lanes = p.kernels->lanes;
   p.blocks = ceil_div(s.hidden, lanes);
   p.width = 4 * lanes * p.blocks;
-  p.x_in_place = s.rows() <= kInPlaceRows;
-  p.h_in_place = p.x_in_place || streams_in_place(s);
-  p.ahead = p.h_in_place || computes_ahead(s, p.kernels->max_rows);
+  p.in_place = s.rows() <= kInPlaceRows;
+  p.ahead = p.in_place || computes_ahead(s, p.kernels->max_rows);
   if (p.ahead)
     p.ahead_steps =
-        p.x_in_place ? 1 : std::clamp<int64_t>(kAheadFloats / (p.width * s.active(0)), 1, s.steps);
+        p.in_place ? 1 : std::clamp<int64_t>(kAheadFloats / (p.width * s.active(0)), 1, s.steps);
   const auto place = [&](int64_t* offset, int64_t floats) {
     *offset = p.scratch;
     p.scratch += round_up(floats, kAlign);
   };
-  place(&p.weights_x, p.x_in_place ? 0 : s.input * p.width);
-  place(&p.weights_h, p.h_in_place ? 0 : s.output * p.width);
+  place(&p.weights_x, p.in_place ? 0 : s.input * p.width);
+  place(&p.weights_h, p.in_place ? 0 : s.output * p.width);
   place(&p.bias, p.width);
   place(&p.pre, p.ahead_steps * s.active(0) * p.width);
   if (s.projected) {
@@ -99,7 +87,7 @@ class Forward {
     const int64_t threads = plan_.threads.threads;
     // Packing is bound by memory; a region only pays for large weights.
     const int64_t weights = (s_.input + s_.output) * plan_.width;
-    const int64_t packers = weights > 50'000 && !plan_.x_in_place ? threads : 1;
+    const int64_t packers = weights > 50'000 && !plan_.in_place ? threads : 1;
     parallel_for(packers, [&](int64_t task) {
       FlushDenormals flush_here;
       pack(lstm_part(plan_.blocks, packers, task), task == 0);
@@ -120,8 +108,10 @@ class Forward {
   void pack(LstmRange blocks, bool projection) {
     const int64_t lanes = plan_.kernels->lanes;
     for (int64_t b = blocks.begin; b < blocks.end; ++b) {
-      if (!plan_.x_in_place) pack_block(b, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
-      if (!plan_.h_in_place) pack_block(b, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
+      if (!plan_.in_place) {
+        pack_block(b, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
+        pack_block(b, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
+      }
       float* bias = scratch_ + plan_.bias + b * 4 * lanes;
       for (int64_t g = 0; g < 4; ++g)
         for (int64_t l = 0; l < lanes; ++l) {
@@ -201,7 +191,7 @@ class Forward {
   }
 
   bool new_chunk(int64_t n) const {
-    return plan_.ahead && !plan_.x_in_place && n % plan_.ahead_steps == 0;
+    return plan_.ahead && !plan_.in_place && n % plan_.ahead_steps == 0;
   }
 
   // Where the input products of sequence r at the n-th step are.
@@ -246,10 +236,9 @@ class Forward {
         const float* w_hh = call_.weight_hh + (g * s_.hidden + unit) * s_.output;
         for (int64_t r = run.begin; r < run.end; ++r) {
           float* to = ahead_row(n, r) + (b * 4 + g) * lanes;
-          if (plan_.x_in_place)
-            plan_.kernels->dots(w_ih, s_.input, valid,
-                                call_.input + (s_.first_row(step) + r) * s_.input, s_.input, to,
-                                false);
+          plan_.kernels->dots(w_ih, s_.input, valid,
+                              call_.input + (s_.first_row(step) + r) * s_.input, s_.input, to,
+                              false);
           if (run.before != nullptr)
             plan_.kernels->dots(w_hh, s_.output, valid, run.before + (r - run.begin) * s_.output,
                                 s_.output, to, true);
@@ -259,7 +248,7 @@ class Forward {
   }
 
   void run_cells(int64_t n, int64_t step, const LstmRun& run, LstmRange blocks) {
-    if (plan_.h_in_place) multiply_in_place(n, step, run, blocks);
+    if (plan_.in_place) multiply_in_place(n, step, run, blocks);
     const int64_t rows = run.end - run.begin, most = plan_.kernels->max_rows;
     const int64_t tiles = ceil_div(rows, most);
     // The highest tile decides how many blocks go together; tiles of one run differ by one row.
@@ -282,7 +271,7 @@ class Forward {
                          int64_t count) {
     const int64_t lanes = plan_.kernels->lanes, unit = b * lanes, block = 4 * lanes;
     const int64_t row = s_.first_row(step) + r;
-    const int64_t h_depth = run.before == nullptr || plan_.h_in_place ? 0 : s_.output;
+    const int64_t h_depth = run.before == nullptr || plan_.in_place ? 0 : s_.output;
     LstmCellTile t{};
     t.hidden = s_.hidden;
     t.units = std::min(count * lanes, s_.hidden - unit);
@@ -330,7 +319,7 @@ class Forward {
 };
 
 const char* algorithm(const Plan& plan) {
-  if (plan.h_in_place) return "in_place";
+  if (plan.in_place) return "in_place";
   if (plan.threads.split == LstmSplit::kUnits) return plan.ahead ? "units_ahead" : "units";
   return plan.ahead ? "sequences_ahead" : "sequences";
 }

@@ -194,8 +194,8 @@ void gate_gradients(const LstmGateGradients& t) {
   for (int64_t row = 0; row < t.rows; ++row) gate_gradients_row(t, row);
 }
 
-void dots(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth, float* to,
-          bool accumulate) {
+inline void dots_of_part(const float* rows, int64_t pitch, int64_t valid, const float* a,
+                         int64_t depth, float* to, bool accumulate) {
   const float* row[kLanes];
   // Lanes without a row repeat the first one; what they hold is not stored.
   for (int l = 0; l < kLanes; ++l) row[l] = rows + (l < valid ? l : 0) * pitch;
@@ -221,6 +221,15 @@ void dots(const float* rows, int64_t pitch, int64_t valid, const float* a, int64
     for (int l = 0; l < step; ++l) acc[l] = Simd::add(acc[l], acc[l + step]);
   const Lanes lanes(valid);
   lanes.store(to, accumulate ? Simd::add(lanes.load(to), acc[0]) : acc[0]);
+}
+
+void dots(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth, float* to,
+          bool accumulate) {
+  // Every lane adds at most kCellTerms / 2 products in one run.
+  constexpr int64_t kPart = kCellTerms / 2 * kLanes;
+  for (int64_t k = 0; k < depth; k += kPart)
+    dots_of_part(rows + k, pitch, valid, a + k, depth - k < kPart ? depth - k : kPart, to,
+                 accumulate || k > 0);
 }
 
 void transpose_strip(const float* from, int64_t from_pitch, int64_t valid, int64_t depth, float* to,
