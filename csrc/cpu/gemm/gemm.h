@@ -108,8 +108,8 @@ struct GemmKernels {
   GemmFamily panel_narrow;       // B one vector wide: more rows instead
   GemmPlaceFamily place_wide;    // B two vectors wide
   GemmPlaceFamily place_narrow;  // one
-  GemmFamily rows_wide;     // the default for A in rows
-  GemmFamily rows_narrow;   // half as wide, twice as high
+  GemmFamily rows_wide;          // the default for A in rows
+  GemmFamily rows_narrow;        // half as wide, twice as high
 };
 
 const GemmKernels& gemm_kernels(Isa isa);
