@@ -178,7 +178,7 @@ class Forward {
       parallel_for(threads, [&](int64_t task) {
         FlushDenormals flush_here;
         const LstmRange blocks = lstm_part(plan_.blocks, threads, task);
-        if (plan_.ahead && n % plan_.ahead_steps == 0) multiply_ahead(n, {0, s_.active(0)}, blocks);
+        if (new_chunk(n)) multiply_ahead(n, {0, s_.active(0)}, blocks);
         run_cells(n, active, blocks);
       });
       if (!s_.projected) continue;
