@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fastconv import runtime
-from fastconv.recipes import lenet_cli
+from fastconv.recipes import forecast_cli, lenet_cli, text_cli
 from fastconv.recipes.errors import RunInterruptedError, TrainingDivergedError, UserError
 
 EXIT_FAILED = 1
@@ -65,7 +65,10 @@ def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train", help="train a network", description="Train one of fastconv's networks."
     )
-    lenet_cli.add_train_parser(parser.add_subparsers(metavar="NETWORK", required=True))
+    networks = parser.add_subparsers(metavar="NETWORK", required=True)
+    lenet_cli.add_train_parser(networks)
+    forecast_cli.add_train_parser(networks)
+    text_cli.add_train_parser(networks)
 
 
 def _add_predict(commands: Any) -> None:
@@ -77,7 +80,12 @@ def _add_predict(commands: Any) -> None:
     lenet_cli.add_predict_parser(parser.add_subparsers(metavar="NETWORK", required=True))
 
 
-_COMMANDS: tuple[Callable[[Any], None], ...] = (_add_info, _add_train, _add_predict)
+_COMMANDS: tuple[Callable[[Any], None], ...] = (
+    _add_info,
+    _add_train,
+    _add_predict,
+    text_cli.add_generate_parser,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ CPP_RULES = [
     # One file per instruction set: its own vectors, its own op's tables and templates.
     Rule(
         r"cpu/(?P<op>\w+)/\w+_ukernels_(?P<isa>scalar|avx2|avx512)\.cpp",
-        r"cpu/simd/simd_({isa}|activations)\.h|cpu/{op}/\w+_(ukernels|impl)\.h|common/.+",
+        r"cpu/simd/simd_({isa}|activations|math_impl)\.h|cpu/{op}/\w+_(ukernels|impl)\.h|common/.+",
         rf"{PLAIN_STD}|{INTRINSICS}",
     ),
     # What those files include: no vectors by name, so that each works for every instruction set.

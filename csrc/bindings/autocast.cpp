@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "bindings/lstm_args.h"
 #include "bindings/ops.h"
 
 namespace fastconv::bindings {
@@ -67,6 +68,21 @@ Tensor avg_pool2d_autocast(const Tensor& input, at::IntArrayRef kernel_size, at:
                                              count_include_pad, divisor_override});
 }
 
+OptionalTensor to_float32(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(to_float32(*tensor)) : std::nullopt;
+}
+
+Tensor3 lstm_layer_autocast(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+                            const Tensor& weight_ih, const Tensor& weight_hh,
+                            const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                            const OptionalTensor& weight_hr, const OptionalTensor& lengths,
+                            const OptionalTensor& batch_sizes, bool reverse) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return call_lstm_layer({to_float32(input), to_float32(hx), to_float32(cx), to_float32(weight_ih),
+                          to_float32(weight_hh), to_float32(bias_ih), to_float32(bias_hh),
+                          to_float32(weight_hr), lengths, batch_sizes, reverse});
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
@@ -76,6 +92,7 @@ TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
   m.impl("max_pool2d", &max_pool2d_autocast);
   m.impl("max_pool2d_with_indices", &max_pool2d_with_indices_autocast);
   m.impl("avg_pool2d", &avg_pool2d_autocast);
+  m.impl("lstm_layer", &lstm_layer_autocast);
 }
 
 }  // namespace fastconv::bindings

@@ -62,6 +62,20 @@ TORCH_LIBRARY(fastconv, m) {
       "_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, int[2] kernel_size, "
       "int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, "
       "int? divisor_override, bool channels_last) -> Tensor");
+  m.def(
+      "lstm_layer(Tensor input, Tensor? hx, Tensor? cx, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih=None, Tensor? bias_hh=None, Tensor? weight_hr=None, Tensor? lengths=None, "
+      "Tensor? batch_sizes=None, bool reverse=False) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_lstm_layer_training(Tensor input, Tensor? hx, Tensor? cx, Tensor weight_ih, "
+      "Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? lengths, "
+      "Tensor? batch_sizes, bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "_lstm_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+      "Tensor? hx, Tensor? cx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+      "Tensor? bias_hh, Tensor? weight_hr, Tensor? lengths, Tensor? batch_sizes, bool reverse, "
+      "Tensor output, Tensor gates, Tensor cells, bool[8] output_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 namespace fastconv::bindings {

@@ -74,4 +74,39 @@ struct Pool2dShape {
   int64_t taps() const { return kernel_height * kernel_width; }
 };
 
+// Sizes of one LSTM layer in one direction. Rows are (step, sequence) pairs that exist; step t
+// holds rows [first_row(t), first_row(t + 1)), longest sequences first, so that row r of a step
+// belongs to the same sequence as row r of its neighbours.
+struct LstmShape {
+  int64_t steps;
+  int64_t batch;             // sequences; those of length zero come last and own no row
+  int64_t input;             // features of an input row
+  int64_t hidden;            // units
+  int64_t output;            // features of an output row: hidden, or the size of the projection
+  bool projected;            // weight_hr turns `hidden` values into `output`
+  bool reverse;              // from the last step of each sequence to the first
+  const int64_t* row_start;  // [steps + 1], or nullptr when every step holds `batch` rows
+
+  int64_t first_row(int64_t step) const {
+    return row_start != nullptr ? row_start[step] : step * batch;
+  }
+  int64_t active(int64_t step) const {
+    return row_start != nullptr ? row_start[step + 1] - row_start[step] : batch;
+  }
+  int64_t rows() const { return first_row(steps); }
+  int64_t gates() const { return 4 * hidden; }
+  // The n-th step in the order of computation, and the step before it in that order.
+  int64_t nth_step(int64_t n) const { return reverse ? steps - 1 - n : n; }
+  int64_t step_before(int64_t step) const { return reverse ? step + 1 : step - 1; }
+  // Rows of `step` whose sequence also has the step before it; the others start there.
+  int64_t continued(int64_t step) const {
+    const int64_t before = step_before(step);
+    if (before < 0 || before >= steps) return 0;
+    return active(before) < active(step) ? active(before) : active(step);
+  }
+  int64_t multiply_adds() const {
+    return rows() * (gates() * (input + output) + (projected ? hidden * output : 0));
+  }
+};
+
 }  // namespace fastconv

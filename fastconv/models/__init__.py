@@ -2,5 +2,6 @@
 """Ready-made networks on fastconv's layers."""
 
 from fastconv.models.lenet import LeNet5
+from fastconv.models.lstm import CharLSTM, LSTMForecaster
 
-__all__ = ["LeNet5"]
+__all__ = ["CharLSTM", "LSTMForecaster", "LeNet5"]

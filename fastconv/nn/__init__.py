@@ -3,6 +3,7 @@
 
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.conv_block import ConvBlock2d
+from fastconv.nn.lstm import LSTM, LSTMCell
 from fastconv.nn.pool import AvgPool2d, MaxPool2d
 
-__all__ = ["AvgPool2d", "Conv2d", "ConvBlock2d", "MaxPool2d"]
+__all__ = ["LSTM", "AvgPool2d", "Conv2d", "ConvBlock2d", "LSTMCell", "MaxPool2d"]

@@ -3,7 +3,8 @@
 
 from fastconv.ops.conv2d import conv2d
 from fastconv.ops.conv_block2d import conv_block2d
+from fastconv.ops.lstm import lstm, lstm_cell
 from fastconv.ops.mlp import mlp
 from fastconv.ops.pool2d import avg_pool2d, max_pool2d
 
-__all__ = ["avg_pool2d", "conv2d", "conv_block2d", "max_pool2d", "mlp"]
+__all__ = ["avg_pool2d", "conv2d", "conv_block2d", "lstm", "lstm_cell", "max_pool2d", "mlp"]

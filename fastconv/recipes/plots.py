@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fastconv.recipes.series_data import Series, Windows
+
 _DPI = 120
 _GRID_ROWS, _GRID_COLUMNS = 4, 8
 
@@ -127,6 +129,36 @@ def plot_feature_maps(path: Path, image: torch.Tensor, maps: torch.Tensor) -> No
         _show(axes, values, "viridis")
         axes.set_title(f"map {index}", fontsize=9)
     figure.suptitle("feature maps of conv1 after the activation")
+    _save(figure, path)
+
+
+def plot_forecast(
+    path: Path, series: Series, truth: Windows, forecast: torch.Tensor, test_begin: int
+) -> None:
+    """History and the last step of every forecast, and below it the error of each.
+
+    Args:
+        path: PNG file to write.
+        series: the whole series.
+        truth: windows of the test part in the units of the series.
+        forecast: ``[N, horizon]`` in the same units.
+        test_begin: first step of the test part.
+    """
+    horizon = forecast.shape[1]
+    last = (truth.starts + horizon - 1).tolist()
+    figure = _figure(11, 6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    top.plot(range(len(series.values)), series.values.tolist(), color="grey", label="observed")
+    top.plot(last, forecast[:, -1].tolist(), color="tab:red", label=f"forecast {horizon} ahead")
+    top.axvline(test_begin, color="black", linestyle=":", label="test part")
+    top.set_ylabel(series.name)
+    top.legend()
+    bottom.bar(last, (forecast[:, -1] - truth.targets[:, -1]).tolist(), width=1.0)
+    bottom.set_ylabel("error")
+    ticks = range(0, len(series.labels), max(1, len(series.labels) // 10))
+    bottom.set_xticks(list(ticks), [series.labels[i] for i in ticks], rotation=20)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
     _save(figure, path)
 
 

@@ -3,9 +3,10 @@
 //
 //   C[i][j] (+)= sum_k A[i][k] * B[k][j]      i < rows, j < vectors * lanes, k < depth
 //
-// B is always read in whole vectors; A one broadcast element at a time. Two ways to hold A:
+// B is always read in whole vectors; A one broadcast element at a time. Three ways to hold A:
 //   packed   a[k * rows + i]                 weights, packed once per call
 //   panel    a[i * kPanelPitch + k]          rows of an im2col panel, read along the pixels
+//   rows     a[i * a_pitch + k]              rows of a matrix as the caller has it
 // The accumulators of a tile stay in registers for kMaxTerms (common/summation.h) terms and are
 // then added to C: partial sums keep the rounding error of a long reduction near that of a short
 // one.
@@ -27,7 +28,7 @@ inline constexpr int64_t kPanelPitch = 256 + 16;
 // comes to the machine's peak is what csrc/tests/bench_gemm.cpp measures.
 struct GemmTile {
   int64_t depth;          // k, may be 0
-  const float* a;         // packed or panel, see above
+  const float* a;         // packed, panel or rows, see above
   const float* b;         // [depth, b_pitch], `vectors * lanes` readable floats per row
   int64_t b_pitch;        // elements between rows of B
   float* c;               // [rows, c_pitch]
@@ -35,6 +36,7 @@ struct GemmTile {
   int64_t columns;        // columns of C that exist, 1 .. vectors * lanes; the rest is not written
   const float* row_init;  // initial value per row [rows] (a bias), or nullptr for zero
   bool accumulate;        // true: the sum is added to C, row_init is ignored
+  int64_t a_pitch = 0;    // elements between rows of A, for the form "rows"
 };
 
 using GemmTileFn = void (*)(const GemmTile& tile);
@@ -106,6 +108,8 @@ struct GemmKernels {
   GemmFamily panel_narrow;       // B one vector wide: more rows instead
   GemmPlaceFamily place_wide;    // B two vectors wide
   GemmPlaceFamily place_narrow;  // one
+  GemmFamily rows_wide;          // the default for A in rows
+  GemmFamily rows_narrow;        // half as wide, twice as high
 };
 
 const GemmKernels& gemm_kernels(Isa isa);

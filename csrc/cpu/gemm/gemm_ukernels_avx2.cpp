@@ -16,6 +16,8 @@ const GemmKernels kGemmKernelsAvx2 = {
     gemm_family<12, 1, AForm::kPanel>(),
     place_family<6, 2>(),
     place_family<12, 1>(),
+    gemm_family<6, 2, AForm::kRows>(),
+    gemm_family<12, 1, AForm::kRows>(),
 };
 
 }  // namespace fastconv::cpu

@@ -17,6 +17,8 @@ const GemmKernels kGemmKernelsAvx512 = {
     gemm_family<28, 1, AForm::kPanel>(),
     place_family<14, 2>(),
     place_family<14, 1>(),
+    gemm_family<6, 4, AForm::kRows>(),
+    gemm_family<12, 2, AForm::kRows>(),
 };
 
 }  // namespace fastconv::cpu

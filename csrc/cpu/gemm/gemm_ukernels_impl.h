@@ -25,7 +25,7 @@ using fastconv::cpu::GemmTile;
 using fastconv::cpu::GemmTileFn;
 using fastconv::cpu::kPanelPitch;
 
-enum class AForm { kPacked, kPanel };
+enum class AForm { kPacked, kPanel, kRows };
 
 // Stores the accumulators of a tile, or adds them to what is there.
 template <int Rows, int Vectors>
@@ -63,14 +63,15 @@ inline void finish_tile(const GemmTile& tile, Simd::Reg (&acc)[Rows][Vectors], b
 }
 
 // acc += A B over one k.
-template <int64_t kRowStep, int Rows, int Vectors>
-inline void step(const float* a, const float* b, Simd::Reg (&acc)[Rows][Vectors]) {
+template <int Rows, int Vectors>
+inline void step(const float* a, int64_t row_step, const float* b,
+                 Simd::Reg (&acc)[Rows][Vectors]) {
   typename Simd::Reg bv[Vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * Simd::kLanes);
 #pragma GCC unroll 32
   for (int i = 0; i < Rows; ++i) {
-    const auto ai = Simd::set1(a[i * kRowStep]);
+    const auto ai = Simd::set1(a[i * row_step]);
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
   }
@@ -95,7 +96,8 @@ inline void step_pair(RowOfA a_row, const float* b, int64_t b_pitch,
 
 template <int Rows, int Vectors, AForm Form>
 void gemm_tile(const GemmTile& tile) {
-  constexpr int64_t kRowStep = Form == AForm::kPacked ? 1 : kPanelPitch;
+  const int64_t row_step =
+      Form == AForm::kPacked ? 1 : (Form == AForm::kPanel ? kPanelPitch : tile.a_pitch);
   constexpr int64_t kDepthStep = Form == AForm::kPacked ? Rows : 1;
   constexpr bool kPairs = Form == AForm::kPanel && Vectors == 1 && Simd::kLanes > 1;
 
@@ -117,18 +119,18 @@ void gemm_tile(const GemmTile& tile) {
     const int64_t terms = left < kMaxTerms ? left : kMaxTerms;
     if constexpr (kPairs) {
       if (terms % 2 != 0) {
-        step<kRowStep>(a, b, acc);
+        step(a, row_step, b, acc);
         a += 1;
         b += b_pitch;
       }
       for (int64_t k = 1; k < terms; k += 2) {
-        step_pair<Simd>([a](int i) { return a + i * kRowStep; }, b, b_pitch, acc);
+        step_pair<Simd>([a](int i) { return a + i * kPanelPitch; }, b, b_pitch, acc);
         a += 2;
         b += 2 * b_pitch;
       }
     } else {
       for (int64_t k = 0; k < terms; ++k) {
-        step<kRowStep>(a, b, acc);
+        step(a, row_step, b, acc);
         a += kDepthStep;
         b += b_pitch;
       }

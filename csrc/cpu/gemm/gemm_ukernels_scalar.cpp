@@ -15,6 +15,8 @@ const GemmKernels kGemmKernelsScalar = {
     gemm_family<8, 1, AForm::kPanel>(),
     place_family<4, 2>(),
     place_family<4, 1>(),
+    gemm_family<4, 2, AForm::kRows>(),
+    gemm_family<4, 1, AForm::kRows>(),
 };
 
 }  // namespace fastconv::cpu

@@ -21,6 +21,8 @@ enum class KernelId : int {
   kConvBlock2dBackward,
   kMlpForward,
   kMlpBackward,
+  kLstmForward,
+  kLstmBackward,
   kCount,
 };
 

@@ -61,14 +61,27 @@ struct Simd {
 
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
 
-  // The nearest whole number, halves to even.
+  // The second operand where either is NaN.
+  static Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
+  static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+  // To the nearest integer, ties to even; |x| < 2^22.
   static Reg round(Reg x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  // x * 2^n for whole n in [-126, 127]: n becomes the exponent of a factor.
+  static Reg abs(Reg x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  // The magnitude of x, the sign of y.
+  static Reg copy_sign(Reg x, Reg y) {
+    return _mm256_or_ps(abs(x), _mm256_and_ps(y, _mm256_set1_ps(-0.0f)));
+  }
+  // x * 2^n for integers n in [-152, 130], in two factors that are normal numbers each.
   static Reg times_power_of_two(Reg x, Reg n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    const __m256i power = _mm256_cvtps_epi32(n);
+    const __m256i half = _mm256_srai_epi32(power, 1);
+    const __m256i bias = _mm256_set1_epi32(127);
+    const __m256i first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    const __m256i second =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(power, half), bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second));
   }
 
   // Lanes in which x > y or x is NaN.

@@ -61,9 +61,19 @@ struct Simd {
 
   static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
 
-  // The nearest whole number, halves to even.
-  static Reg round(Reg x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
-  // x * 2^n for whole n in [-126, 127].
+  // The second operand where either is NaN.
+  static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  // To the nearest integer, ties to even; |x| < 2^22.
+  static Reg round(Reg x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static Reg abs(Reg x) { return _mm512_abs_ps(x); }
+  // The magnitude of x, the sign of y.
+  static Reg copy_sign(Reg x, Reg y) {
+    return _mm512_or_ps(_mm512_abs_ps(x), _mm512_and_ps(y, _mm512_set1_ps(-0.0f)));
+  }
+  // x * 2^n for integers n in [-152, 130].
   static Reg times_power_of_two(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
 
   // Lanes in which x > y or x is NaN.

@@ -37,10 +37,24 @@ struct Simd {
 
   static Reg div(Reg a, Reg b) { return a / b; }
 
-  static Reg round(Reg x) { return __builtin_nearbyintf(x); }
-  // Precondition: n is a whole number in [-126, 127].
+  static Reg min(Reg a, Reg b) { return a < b ? a : b; }
+  static Reg max(Reg a, Reg b) { return a > b ? a : b; }
+  // Adding 1.5 * 2^23 leaves no bits for a fraction.
+  static Reg round(Reg x) { return (x + 12582912.0f) - 12582912.0f; }
+  static Reg abs(Reg x) { return __builtin_fabsf(x); }
+  static Reg copy_sign(Reg x, Reg y) { return __builtin_copysignf(x, y); }
   static Reg times_power_of_two(Reg x, Reg n) {
-    return x * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
+    if (n != n) return n;
+    const auto power = static_cast<int32_t>(n);
+    const int32_t half = power >> 1;
+    return x * power_of_two(half) * power_of_two(power - half);
+  }
+  // 2^n for n in [-126, 127].
+  static float power_of_two(int32_t n) {
+    const uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+    float result;
+    __builtin_memcpy(&result, &bits, sizeof result);
+    return result;
   }
 
   static Mask greater_or_nan(Reg x, Reg y) { return x > y || x != x; }

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT
+// Backward pass of an LSTM layer. The recurrence only needs the gradients of the gates of the later
+// step times W_hh; everything else waits until the gate gradients of all steps stand in memory and
+// is then one product each: grad_input = G * W_ih, and the weight gradients as sums over all rows.
+#include <algorithm>
+
+#include "common/checked.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/lstm/lstm.h"
+#include "cpu/lstm/lstm_gemm.h"
+#include "cpu/lstm/lstm_split.h"
+#include "cpu/runtime/denormals.h"
+#include "cpu/runtime/isa.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/trace.h"
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr int64_t kAlign = 16;
+// Floats that vectors of the last row of a matrix may reach past its end.
+constexpr int64_t kSlack = 64;
+
+struct Plan {
+  const LstmKernels* kernels;
+  const GemmKernels* gemm;
+  LstmThreads recurrence;
+  int64_t threads;  // of the products after it
+  bool few_rows;    // one step of few rows: weights and sources are read as they are
+  // Offsets into scratch; see Backward for what is there.
+  int64_t gate_grads, weight_hh, weight_ih, weight_hr, grad_h, grad_m, m;
+  int64_t sources, source_m, sums, sums_size;
+  int64_t scratch;
+};
+
+// The columns of the matrix whose products with the gate gradients are the gradients of W_ih, W_hh
+// and the bias: inputs, states before, and a one. What is not asked for is left out.
+struct SourceColumns {
+  explicit SourceColumns(const LstmBackward<float>& call)
+      : x{0, call.grad_weight_ih != nullptr ? call.shape.input : 0},
+        h{x.end, x.end + (call.grad_weight_hh != nullptr ? call.shape.output : 0)},
+        one{h.end, h.end + (call.grad_bias != nullptr ? 1 : 0)} {}
+  LstmRange x, h, one;
+  int64_t width() const { return one.end; }
+};
+
+bool reads_in_place(const LstmShape& s) {
+  return s.steps == 1 && s.rows() <= LstmFewRows::kMost && !s.projected;
+}
+
+Plan make_plan(const LstmBackward<float>& call) {
+  const LstmShape& s = call.shape;
+  Plan p{};
+  const Isa isa = active_isa();
+  p.kernels = &lstm_kernels(isa);
+  p.gemm = &gemm_kernels(isa);
+  p.recurrence = lstm_threads(s);
+  p.threads = worthwhile_threads(2 * s.multiply_adds(), 0);
+  const auto place = [&](int64_t* offset, bool wanted, int64_t floats) {
+    *offset = p.scratch;
+    if (wanted) p.scratch += round_up(floats, kAlign);
+  };
+  const GemmKernels& gemm = *p.gemm;
+  place(&p.gate_grads, true, s.rows() * s.gates() + kSlack);
+  place(&p.weight_hh, true, LstmPanels(gemm, s.gates(), s.output).floats());
+  place(&p.weight_ih, call.grad_input != nullptr, LstmPanels(gemm, s.gates(), s.input).floats());
+  place(&p.weight_hr, s.projected, LstmPanels(gemm, s.output, s.hidden).floats());
+  place(&p.grad_h, s.projected, s.rows() * s.output + kSlack);
+  place(&p.grad_m, s.projected, s.batch * s.hidden);
+  p.few_rows = reads_in_place(s);
+  const LstmSources sources(gemm, s.rows(), p.few_rows ? 0 : SourceColumns(call).width());
+  const LstmSources m(gemm, s.rows(), call.grad_weight_hr != nullptr ? s.hidden : 0);
+  place(&p.sources, true, sources.floats());
+  place(&p.m, true, m.floats());
+  place(&p.source_m, true, m.floats());
+  p.sums_size = round_up(std::max({outer_sum_scratch(gemm, sources), outer_sum_scratch(gemm, m),
+                                   few_rows_scratch(gemm)}),
+                         kAlign);
+  place(&p.sums, true, p.threads * p.sums_size);
+  return p;
+}
+
+class Backward {
+ public:
+  Backward(const LstmBackward<float>& call, const Plan& plan, float* scratch)
+      : call_(call),
+        s_(call.shape),
+        plan_(plan),
+        kernels_(*plan.kernels),
+        gemm_(*plan.gemm),
+        scratch_(scratch),
+        recurrent_(gemm_, s_.gates(), s_.output),
+        from_input_(gemm_, s_.gates(), s_.input),
+        projection_(gemm_, s_.output, s_.hidden),
+        columns_(call),
+        sources_(gemm_, s_.rows(), plan.few_rows ? 0 : columns_.width()),
+        m_(gemm_, s_.rows(), call.grad_weight_hr != nullptr ? s_.hidden : 0) {}
+
+  void run() {
+    FlushDenormals flush;
+    parallel(packers(), [&](int64_t task, int64_t tasks) {
+      pack_weights(task, tasks);
+      if (!plan_.few_rows) pack_sources(task, tasks);
+    });
+    start_states();
+    const int64_t threads = plan_.recurrence.threads;
+    if (plan_.recurrence.split == LstmSplit::kSequences) {
+      parallel(threads, [&](int64_t task, int64_t tasks) {
+        run_sequences(lstm_sequences(s_, tasks, task));
+      });
+    } else {
+      run_units(threads);
+    }
+    if (columns_.width() + m_.width > 0 || call_.grad_input != nullptr)
+      parallel(plan_.threads, [&](int64_t task, int64_t tasks) { finish(task, tasks); });
+  }
+
+ private:
+  template <class Body>
+  static void parallel(int64_t tasks, Body&& body) {
+    parallel_for(tasks, [&](int64_t task) {
+      FlushDenormals flush;
+      body(task, tasks);
+    });
+  }
+
+  // Packing is bound by memory; a parallel region only pays for a lot of it.
+  int64_t packers() const {
+    if (plan_.few_rows) return 1;
+    const int64_t floats = s_.gates() * (s_.input + s_.output) + sources_.floats();
+    return floats > 60'000 ? plan_.threads : 1;
+  }
+
+  float* at(int64_t offset) const { return scratch_ + offset; }
+  float* gate_grads(int64_t row) const { return at(plan_.gate_grads) + row * s_.gates(); }
+
+  void pack_weights(int64_t task, int64_t tasks) {
+    if (plan_.few_rows) {
+      pack_ragged_panel(kernels_, recurrent_, call_.weight_hh, at(plan_.weight_hh));
+      if (call_.grad_input != nullptr)
+        pack_ragged_panel(kernels_, from_input_, call_.weight_ih, at(plan_.weight_ih));
+      return;
+    }
+    pack_panels(kernels_, recurrent_, lstm_part(recurrent_.count(), tasks, task), call_.weight_hh,
+                false, at(plan_.weight_hh));
+    if (call_.grad_input != nullptr)
+      pack_panels(kernels_, from_input_, lstm_part(from_input_.count(), tasks, task),
+                  call_.weight_ih, false, at(plan_.weight_ih));
+    if (s_.projected)
+      pack_panels(kernels_, projection_, lstm_part(projection_.count(), tasks, task),
+                  call_.weight_hr, false, at(plan_.weight_hr));
+  }
+
+  // grad_h_0 and grad_c_0 carry the gradients of each sequence's state back through the steps.
+  void start_states() {
+    for (int64_t i = 0; i < s_.batch * s_.output; ++i)
+      call_.grad_h_0[i] = call_.grad_h_n == nullptr ? 0.0f : call_.grad_h_n[i];
+    for (int64_t i = 0; i < s_.batch * s_.hidden; ++i)
+      call_.grad_c_0[i] = call_.grad_c_n == nullptr ? 0.0f : call_.grad_c_n[i];
+  }
+
+  LstmRange active(int64_t step, LstmRange sequences) const {
+    return {sequences.begin, std::max(sequences.begin, std::min(sequences.end, s_.active(step)))};
+  }
+
+  // --- The recurrence --------------------------------------------------------------------------
+
+  void run_sequences(LstmRange sequences) {
+    const LstmRange all{0, recurrent_.count()};
+    for (int64_t n = s_.steps - 1; n >= 0; --n) {
+      const int64_t step = s_.nth_step(n);
+      const LstmRange rows = active(step, sequences);
+      if (rows.size() == 0) continue;
+      if (s_.projected) {
+        note_grad_h(step, rows, {0, s_.output});
+        through_projection(step, rows, {0, projection_.count()});
+      }
+      gate_gradients(step, rows, {0, s_.hidden});
+      through_recurrence(step, rows, all);
+    }
+  }
+
+  // A thread that has the columns of grad_h also needs nothing but these for the gates of the same
+  // units, so one region per step is enough: it ends one step and begins the next.
+  void run_units(int64_t threads) {
+    const int64_t tasks = std::min(threads, recurrent_.count());
+    for (int64_t n = s_.steps - 1; n >= -1; --n) {
+      const bool last = n < 0, first = n == s_.steps - 1;
+      const int64_t step = last ? 0 : s_.nth_step(n), later = first ? 0 : s_.nth_step(n + 1);
+      const LstmRange rows = last ? LstmRange{0, 0} : active(step, {0, s_.batch});
+      parallel(tasks, [&](int64_t task, int64_t) {
+        const LstmRange panels = lstm_part(recurrent_.count(), tasks, task);
+        const LstmRange columns{panels.begin * recurrent_.wide,
+                                std::min(s_.output, panels.end * recurrent_.wide)};
+        if (!first) through_recurrence(later, active(later, {0, s_.batch}), panels);
+        if (last) return;
+        if (s_.projected)
+          note_grad_h(step, rows, columns);
+        else
+          gate_gradients(step, rows, columns);
+      });
+      if (!s_.projected || last) continue;
+      parallel(std::min(threads, projection_.count()), [&](int64_t task, int64_t parts) {
+        const LstmRange panels = lstm_part(projection_.count(), parts, task);
+        through_projection(step, rows, panels);
+        gate_gradients(
+            step, rows,
+            {panels.begin * projection_.wide, std::min(s_.hidden, panels.end * projection_.wide)});
+      });
+    }
+  }
+
+  // Keeps grad_h + grad_output of a step: what weight_hr and the projection need.
+  void note_grad_h(int64_t step, LstmRange rows, LstmRange columns) {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const int64_t row = s_.first_row(step) + r;
+      for (int64_t p = columns.begin; p < columns.end; ++p) {
+        float sum = call_.grad_h_0[r * s_.output + p];
+        if (call_.grad_output != nullptr) sum += call_.grad_output[row * s_.output + p];
+        at(plan_.grad_h)[row * s_.output + p] = sum;
+      }
+    }
+  }
+
+  void through_projection(int64_t step, LstmRange rows, LstmRange panels) {
+    multiply_by_panels(gemm_, projection_, panels, at(plan_.weight_hr),
+                       {at(plan_.grad_h) + (s_.first_row(step) + rows.begin) * s_.output, s_.output,
+                        rows.size(), at(plan_.grad_m) + rows.begin * s_.hidden, s_.hidden});
+  }
+
+  void through_recurrence(int64_t step, LstmRange rows, LstmRange panels) {
+    if (rows.size() == 0) return;
+    multiply_by_panels(gemm_, recurrent_, panels, at(plan_.weight_hh),
+                       {gate_grads(s_.first_row(step) + rows.begin), s_.gates(), rows.size(),
+                        call_.grad_h_0 + rows.begin * s_.output, s_.output},
+                       plan_.few_rows ? call_.weight_hh : nullptr);
+  }
+
+  void gate_gradients(int64_t step, LstmRange rows, LstmRange units) {
+    LstmRun runs[2];
+    const int count = lstm_runs(s_, step, rows, call_.cells, call_.c_0, s_.hidden, runs);
+    for (int i = 0; i < count; ++i) {
+      const int64_t r = runs[i].begin, row = s_.first_row(step) + r, u = units.begin;
+      LstmGateGradients g{};
+      g.rows = runs[i].end - r;
+      g.units = units.size();
+      g.hidden = s_.hidden;
+      g.gates = call_.gates + row * s_.gates() + u;
+      g.cells = call_.cells + row * s_.hidden + u;
+      g.cells_before = runs[i].before == nullptr ? nullptr : runs[i].before + u;
+      g.grad_m = (s_.projected ? at(plan_.grad_m) : call_.grad_h_0) + r * s_.hidden + u;
+      g.grad_m_pitch = s_.hidden;
+      if (call_.grad_output != nullptr && !s_.projected)
+        g.grad_output = call_.grad_output + row * s_.hidden + u;
+      g.grad_output_pitch = s_.hidden;
+      g.grad_c = call_.grad_c_0 + r * s_.hidden + u;
+      g.grad_gates = gate_grads(row) + u;
+      kernels_.gate_gradients(g);
+    }
+  }
+
+  // --- The products over all steps -------------------------------------------------------------
+
+  void pack_sources(int64_t task, int64_t tasks) {
+    const LstmRange rows = lstm_part(s_.rows(), tasks, task);
+    pack(sources_,
+         {rows.begin, rows.size(), columns_.x, call_.input + rows.begin * s_.input, s_.input, 0.0f},
+         plan_.sources);
+    pack(sources_, {rows.begin, rows.size(), columns_.one, nullptr, 0, 1.0f}, plan_.sources);
+    if (m_.width > 0) {
+      float* m = at(plan_.m) + rows.begin * s_.hidden;
+      kernels_.cell_outputs(call_.gates + rows.begin * s_.gates(),
+                            call_.cells + rows.begin * s_.hidden, rows.size(), s_.hidden, m);
+      pack(m_, {rows.begin, rows.size(), {0, s_.hidden}, m, s_.hidden, 0.0f}, plan_.source_m);
+    }
+    if (columns_.h.size() == 0) return;
+    const LstmRange steps = lstm_part(s_.steps, tasks, task);
+    for (int64_t step = steps.begin; step < steps.end; ++step) pack_states_before(step);
+  }
+
+  void pack(const LstmSources& sources, const LstmSourceRows& rows, int64_t offset) {
+    if (rows.columns.size() > 0) cpu::pack_sources(kernels_, sources, rows, at(offset));
+  }
+
+  void pack_states_before(int64_t step) {
+    LstmRun runs[2];
+    const int count =
+        lstm_runs(s_, step, {0, s_.active(step)}, call_.output, call_.h_0, s_.output, runs);
+    for (int i = 0; i < count; ++i)
+      pack(sources_,
+           {s_.first_row(step) + runs[i].begin, runs[i].end - runs[i].begin, columns_.h,
+            runs[i].before, s_.output, 0.0f},
+           plan_.sources);
+  }
+
+  // Weight and bias gradients of the rows [columns], from one step.
+  void finish_few_rows(LstmRange columns, float* sums) {
+    const int64_t rows = s_.rows();
+    const auto add = [&](const float* s, int64_t width, float* result) {
+      if (result == nullptr) return;
+      if (s == nullptr) {
+        std::fill(result + columns.begin * width, result + columns.end * width, 0.0f);
+        return;
+      }
+      outer_sum_of_few_rows(gemm_, kernels_,
+                            {rows, gate_grads(0), s_.gates(), s, width, width, result}, columns,
+                            sums);
+    };
+    add(call_.input, s_.input, call_.grad_weight_ih);
+    add(call_.h_0, s_.output, call_.grad_weight_hh);
+    if (call_.grad_bias != nullptr)
+      sum_of_few_rows(gemm_, rows, gate_grads(0), s_.gates(), columns, call_.grad_bias, sums);
+  }
+
+  void finish(int64_t task, int64_t tasks) {
+    float* sums = at(plan_.sums) + task * plan_.sums_size;
+    const int64_t gates = s_.gates();
+    if (plan_.few_rows) {
+      finish_few_rows(lstm_part(gates, tasks, task), sums);
+    } else if (columns_.width() > 0) {
+      LstmOuterSum sum{gate_grads(0), gates, gates, at(plan_.sources), {}, 0};
+      for (const LstmResult& r : {LstmResult{columns_.x, call_.grad_weight_ih},
+                                  LstmResult{columns_.h, call_.grad_weight_hh},
+                                  LstmResult{columns_.one, call_.grad_bias}})
+        if (r.result != nullptr) sum.results[sum.count++] = r;
+      outer_sum(gemm_, kernels_, sources_, sum,
+                lstm_part(outer_sum_panels(gemm_, gates), tasks, task), sums);
+    }
+    if (m_.width > 0)
+      outer_sum(gemm_, kernels_, m_,
+                {at(plan_.grad_h),
+                 s_.output,
+                 s_.output,
+                 at(plan_.source_m),
+                 {{{0, s_.hidden}, call_.grad_weight_hr}},
+                 1},
+                lstm_part(outer_sum_panels(gemm_, s_.output), tasks, task), sums);
+    if (call_.grad_input != nullptr) {
+      const LstmRange rows = lstm_part(s_.rows(), tasks, task);
+      multiply_by_panels(gemm_, from_input_, {0, from_input_.count()}, at(plan_.weight_ih),
+                         {gate_grads(rows.begin), gates, rows.size(),
+                          call_.grad_input + rows.begin * s_.input, s_.input},
+                         plan_.few_rows ? call_.weight_ih : nullptr);
+    }
+  }
+
+  const LstmBackward<float>& call_;
+  const LstmShape& s_;
+  const Plan& plan_;
+  const LstmKernels& kernels_;
+  const GemmKernels& gemm_;
+  float* scratch_;
+  LstmPanels recurrent_, from_input_, projection_;
+  SourceColumns columns_;
+  LstmSources sources_, m_;
+};
+
+}  // namespace
+
+int64_t lstm_backward_scratch(const LstmBackward<float>& call) {
+  return make_plan(call).scratch;
+}
+
+void lstm_backward(const LstmBackward<float>& call, float* scratch) {
+  const Plan plan = make_plan(call);
+  record_kernel(KernelId::kLstmBackward,
+                plan.recurrence.split == LstmSplit::kUnits ? "units" : "sequences", active_isa());
+  Backward(call, plan, scratch).run();
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: MIT
+// Forward pass of an LSTM layer. Weights are packed once per call so that the four gates of a block
+// of units end in the registers of one tile (lstm_ukernels_impl.h), which finishes the cell. The
+// product with the input either rides along as more terms of the same sum, or, where the weights of
+// both products together outgrow a core's cache or tiles would be low, runs before, some steps at a
+// time.
+#include <algorithm>
+
+#include "common/checked.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/lstm/lstm.h"
+#include "cpu/lstm/lstm_gemm.h"
+#include "cpu/lstm/lstm_split.h"
+#include "cpu/runtime/denormals.h"
+#include "cpu/runtime/isa.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/trace.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// Weights of a step above this size are read from beyond a core's own cache.
+constexpr int64_t kCachedWeights = 160'000;
+// Floats of input products computed ahead of their steps.
+constexpr int64_t kAheadFloats = 512 * 1024;
+// Rows of a call up to which all weights are read as they are.
+constexpr int64_t kInPlaceRows = 6;
+constexpr int64_t kAlign = 16;
+
+struct Plan {
+  const LstmKernels* kernels;
+  const GemmKernels* gemm;
+  LstmThreads threads;
+  int64_t blocks;       // of `lanes` units
+  int64_t width;        // 4 * lanes * blocks
+  bool in_place;        // weights are read as they are, for one step at a time
+  bool ahead;           // input products are computed some steps ahead
+  int64_t ahead_steps;  // how many steps; each has room for active(0) rows
+  int64_t weights_x, weights_h, bias, pre, m, projection;  // offsets into scratch
+  int64_t scratch;
+};
+
+// True when the product with the input is computed ahead. Part of what the result is, so it must
+// not depend on threads.
+bool computes_ahead(const LstmShape& s, int64_t max_rows) {
+  if (s.input < 8) return false;
+  if (s.steps > 1 && s.active(0) < max_rows) return true;
+  return s.gates() * (s.input + s.output) > kCachedWeights;
+}
+
+Plan make_plan(const LstmShape& s) {
+  Plan p{};
+  const Isa isa = active_isa();
+  p.kernels = &lstm_kernels(isa);
+  p.gemm = &gemm_kernels(isa);
+  p.threads = lstm_threads(s);
+  const int64_t lanes = p.kernels->lanes;
+  p.blocks = ceil_div(s.hidden, lanes);
+  p.width = 4 * lanes * p.blocks;
+  p.in_place = s.rows() <= kInPlaceRows;
+  p.ahead = p.in_place || computes_ahead(s, p.kernels->max_rows);
+  if (p.ahead)
+    p.ahead_steps =
+        p.in_place ? 1 : std::clamp<int64_t>(kAheadFloats / (p.width * s.active(0)), 1, s.steps);
+  const auto place = [&](int64_t* offset, int64_t floats) {
+    *offset = p.scratch;
+    p.scratch += round_up(floats, kAlign);
+  };
+  place(&p.weights_x, p.in_place ? 0 : s.input * p.width);
+  place(&p.weights_h, p.in_place ? 0 : s.output * p.width);
+  place(&p.bias, p.width);
+  place(&p.pre, p.ahead_steps * s.active(0) * p.width);
+  if (s.projected) {
+    place(&p.m, s.batch * s.hidden);
+    place(&p.projection, LstmPanels(*p.gemm, s.hidden, s.output).floats());
+  }
+  return p;
+}
+
+class Forward {
+ public:
+  Forward(const LstmForward<float>& call, const Plan& plan, float* scratch)
+      : call_(call), s_(call.shape), plan_(plan), scratch_(scratch) {}
+
+  void run() {
+    FlushDenormals flush;
+    const int64_t threads = plan_.threads.threads;
+    // Packing is bound by memory; a region only pays for large weights.
+    const int64_t weights = (s_.input + s_.output) * plan_.width;
+    const int64_t packers = weights > 50'000 && !plan_.in_place ? threads : 1;
+    parallel_for(packers, [&](int64_t task) {
+      FlushDenormals flush_here;
+      pack(lstm_part(plan_.blocks, packers, task), task == 0);
+    });
+    start_states();
+    if (plan_.threads.split == LstmSplit::kSequences) {
+      parallel_for(threads, [&](int64_t task) {
+        FlushDenormals flush_here;
+        run_sequences(lstm_sequences(s_, threads, task));
+      });
+    } else {
+      run_units(threads);
+    }
+    finish_states();
+  }
+
+ private:
+  void pack(LstmRange blocks, bool projection) {
+    const int64_t lanes = plan_.kernels->lanes;
+    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+      if (!plan_.in_place) {
+        pack_block(b, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
+        pack_block(b, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
+      }
+      float* bias = scratch_ + plan_.bias + b * 4 * lanes;
+      for (int64_t g = 0; g < 4; ++g)
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t unit = b * lanes + l, j = g * s_.hidden + unit;
+          float sum = 0.0f;
+          if (unit < s_.hidden && call_.bias_ih != nullptr) sum += call_.bias_ih[j];
+          if (unit < s_.hidden && call_.bias_hh != nullptr) sum += call_.bias_hh[j];
+          bias[g * lanes + l] = sum;
+        }
+    }
+    if (projection && s_.projected) {
+      const LstmPanels panels(*plan_.gemm, s_.hidden, s_.output);
+      pack_panels(*plan_.kernels, panels, {0, panels.count()}, call_.weight_hr, true,
+                  scratch_ + plan_.projection);
+    }
+  }
+
+  // The rows of block b of the four gates, transposed: [depth, 4, lanes].
+  void pack_block(int64_t b, const float* weights, int64_t depth, float* packed) {
+    const int64_t lanes = plan_.kernels->lanes, unit = b * lanes;
+    const int64_t valid = std::min(lanes, s_.hidden - unit);
+    for (int64_t g = 0; g < 4; ++g)
+      plan_.kernels->transpose(weights + (g * s_.hidden + unit) * depth, depth, valid, depth,
+                               packed + (b * depth * 4 + g) * lanes, 4 * lanes, lanes);
+  }
+
+  void start_states() {
+    for (int64_t i = 0; i < s_.batch * s_.hidden; ++i)
+      call_.c_n[i] = call_.c_0 == nullptr ? 0.0f : call_.c_0[i];
+  }
+
+  // h_n: the last output row of each sequence; of a sequence of length zero the initial state.
+  void finish_states() {
+    const int64_t out = s_.output;
+    for (int64_t r = 0; r < s_.batch; ++r) {
+      const float* from = call_.h_0 == nullptr ? nullptr : call_.h_0 + r * out;
+      if (r < s_.active(0)) {
+        int64_t last = s_.reverse ? 0 : s_.steps - 1;
+        while (r >= s_.active(last)) --last;
+        from = call_.output + (s_.first_row(last) + r) * out;
+      }
+      for (int64_t p = 0; p < out; ++p) call_.h_n[r * out + p] = from == nullptr ? 0.0f : from[p];
+    }
+  }
+
+  // All steps of some sequences.
+  void run_sequences(LstmRange sequences) {
+    const LstmRange blocks{0, plan_.blocks};
+    for (int64_t n = 0; n < s_.steps; ++n) {
+      if (new_chunk(n)) multiply_ahead(n, sequences, blocks);
+      const int64_t step = s_.nth_step(n);
+      const LstmRange active{sequences.begin, std::min(sequences.end, s_.active(step))};
+      if (active.size() <= 0) continue;
+      run_cells(n, active, blocks);
+      if (s_.projected) project(step, active, {0, projection_panels()});
+    }
+  }
+
+  // All sequences, every step cut into ranges of units.
+  void run_units(int64_t threads) {
+    for (int64_t n = 0; n < s_.steps; ++n) {
+      const int64_t step = s_.nth_step(n);
+      const LstmRange active{0, s_.active(step)};
+      parallel_for(threads, [&](int64_t task) {
+        FlushDenormals flush_here;
+        const LstmRange blocks = lstm_part(plan_.blocks, threads, task);
+        if (new_chunk(n)) multiply_ahead(n, {0, s_.active(0)}, blocks);
+        run_cells(n, active, blocks);
+      });
+      if (!s_.projected) continue;
+      const int64_t tasks = std::min(threads, projection_panels());
+      parallel_for(tasks, [&](int64_t task) {
+        FlushDenormals flush_here;
+        project(step, active, lstm_part(projection_panels(), tasks, task));
+      });
+    }
+  }
+
+  bool new_chunk(int64_t n) const {
+    return plan_.ahead && !plan_.in_place && n % plan_.ahead_steps == 0;
+  }
+
+  // Where the input products of sequence r at the n-th step are.
+  float* ahead_row(int64_t n, int64_t r) const {
+    const int64_t first = n - n % plan_.ahead_steps;
+    const int64_t last = std::min(first + plan_.ahead_steps, s_.steps) - 1;
+    const int64_t place = s_.reverse ? last - n : n - first;  // in the order of the rows
+    return scratch_ + plan_.pre + (place * s_.active(0) + r) * plan_.width;
+  }
+
+  // Input products of some sequences and blocks for the chunk of steps that begins with the n-th.
+  void multiply_ahead(int64_t n, LstmRange sequences, LstmRange blocks) {
+    const int64_t end = std::min(n + plan_.ahead_steps, s_.steps);
+    const bool joined = s_.row_start == nullptr && sequences.size() == s_.batch;
+    for (int64_t m = n; m < end; ++m) {
+      const int64_t step = s_.nth_step(joined && s_.reverse ? end - 1 : m);
+      const int64_t active = std::min(sequences.end, s_.active(step)) - sequences.begin;
+      if (active <= 0) continue;
+      const LstmProduct product{call_.input + (s_.first_row(step) + sequences.begin) * s_.input,
+                                s_.input, joined ? (end - n) * active : active,
+                                ahead_row(joined && s_.reverse ? end - 1 : m, sequences.begin),
+                                plan_.width};
+      multiply_by_gates(*plan_.gemm, s_.input, blocks, scratch_ + plan_.weights_x, product);
+      if (joined) return;
+    }
+  }
+
+  void run_cells(int64_t n, LstmRange sequences, LstmRange blocks) {
+    const int64_t step = s_.nth_step(n);
+    LstmRun runs[2];
+    const int count = lstm_runs(s_, step, sequences, call_.output, call_.h_0, s_.output, runs);
+    for (int i = 0; i < count; ++i) run_cells(n, step, runs[i], blocks);
+  }
+
+  // Products of a run from the weights as they are: rows share what the cache holds of them.
+  void multiply_in_place(int64_t n, int64_t step, const LstmRun& run, LstmRange blocks) {
+    const int64_t lanes = plan_.kernels->lanes;
+    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+      const int64_t unit = b * lanes, valid = std::min(lanes, s_.hidden - unit);
+      for (int64_t g = 0; g < 4; ++g) {
+        const float* w_ih = call_.weight_ih + (g * s_.hidden + unit) * s_.input;
+        const float* w_hh = call_.weight_hh + (g * s_.hidden + unit) * s_.output;
+        for (int64_t r = run.begin; r < run.end; ++r) {
+          float* to = ahead_row(n, r) + (b * 4 + g) * lanes;
+          plan_.kernels->dots(w_ih, s_.input, valid,
+                              call_.input + (s_.first_row(step) + r) * s_.input, s_.input, to,
+                              false);
+          if (run.before != nullptr)
+            plan_.kernels->dots(w_hh, s_.output, valid, run.before + (r - run.begin) * s_.output,
+                                s_.output, to, true);
+        }
+      }
+    }
+  }
+
+  void run_cells(int64_t n, int64_t step, const LstmRun& run, LstmRange blocks) {
+    if (plan_.in_place) multiply_in_place(n, step, run, blocks);
+    const int64_t rows = run.end - run.begin, most = plan_.kernels->max_rows;
+    const int64_t tiles = ceil_div(rows, most);
+    // The highest tile decides how many blocks go together; tiles of one run differ by one row.
+    const LstmCellForm& form = plan_.kernels->by_rows[ceil_div(rows, tiles) - 1];
+    for (int64_t b = blocks.begin; b < blocks.end;) {
+      const bool several = tiles == 1 && b + form.blocks <= blocks.end;
+      for (int64_t i = 0; i < tiles; ++i) {
+        const LstmRange part = lstm_part(rows, tiles, i);
+        const LstmCellForm& own = plan_.kernels->by_rows[part.size() - 1];
+        const LstmCellTile tile =
+            cell_tile(n, step, run, run.begin + part.begin, b, several ? form.blocks : 1);
+        (several ? own.several : own.one)(tile);
+      }
+      b += several ? form.blocks : 1;
+    }
+  }
+
+  // The tile whose first row is sequence r, of `count` blocks from b on.
+  LstmCellTile cell_tile(int64_t n, int64_t step, const LstmRun& run, int64_t r, int64_t b,
+                         int64_t count) {
+    const int64_t lanes = plan_.kernels->lanes, unit = b * lanes, block = 4 * lanes;
+    const int64_t row = s_.first_row(step) + r;
+    const int64_t h_depth = run.before == nullptr || plan_.in_place ? 0 : s_.output;
+    LstmCellTile t{};
+    t.hidden = s_.hidden;
+    t.units = std::min(count * lanes, s_.hidden - unit);
+    t.bias = scratch_ + plan_.bias + b * block;
+    if (plan_.ahead) {
+      t.pre = ahead_row(n, r) + b * block;
+      t.pre_pitch = plan_.width;
+    } else {
+      t.x_depth = s_.input;
+      t.x = call_.input + row * s_.input;
+      t.x_pitch = s_.input;
+      t.weights_x = scratch_ + plan_.weights_x + b * block * s_.input;
+    }
+    t.h_depth = h_depth;
+    t.h = h_depth == 0 ? nullptr : run.before + (r - run.begin) * s_.output;
+    t.h_pitch = s_.output;
+    t.weights_h = scratch_ + plan_.weights_h + b * block * s_.output;
+    t.c = call_.c_n + r * s_.hidden + unit;
+    t.out =
+        (s_.projected ? scratch_ + plan_.m + r * s_.hidden : call_.output + row * s_.output) + unit;
+    t.out_pitch = s_.hidden;
+    if (call_.gates != nullptr) {
+      t.gates = call_.gates + row * s_.gates() + unit;
+      t.cells = call_.cells + row * s_.hidden + unit;
+    }
+    return t;
+  }
+
+  int64_t projection_panels() const {
+    return LstmPanels(*plan_.gemm, s_.hidden, s_.output).count();
+  }
+
+  void project(int64_t step, LstmRange sequences, LstmRange panels) {
+    const LstmProduct product{
+        scratch_ + plan_.m + sequences.begin * s_.hidden, s_.hidden, sequences.size(),
+        call_.output + (s_.first_row(step) + sequences.begin) * s_.output, s_.output};
+    multiply_by_panels(*plan_.gemm, LstmPanels(*plan_.gemm, s_.hidden, s_.output), panels,
+                       scratch_ + plan_.projection, product);
+  }
+
+  const LstmForward<float>& call_;
+  const LstmShape& s_;
+  const Plan& plan_;
+  float* scratch_;
+};
+
+const char* algorithm(const Plan& plan) {
+  if (plan.in_place) return "in_place";
+  if (plan.threads.split == LstmSplit::kUnits) return plan.ahead ? "units_ahead" : "units";
+  return plan.ahead ? "sequences_ahead" : "sequences";
+}
+
+}  // namespace
+
+int64_t lstm_forward_scratch(const LstmForward<float>& call) {
+  return make_plan(call.shape).scratch;
+}
+
+void lstm_forward(const LstmForward<float>& call, float* scratch) {
+  const Plan plan = make_plan(call.shape);
+  record_kernel(KernelId::kLstmForward, algorithm(plan), active_isa());
+  Forward(call, plan, scratch).run();
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+// What an LSTM needs beside GEMM tiles, one table per instruction set. `lanes` floats make a vector
+// and the units of a block; packed gate weights of one block are [depth, 4, lanes].
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/runtime/isa.h"
+
+namespace fastconv::cpu {
+
+// One or more blocks of units for a few rows: all four gates of a unit end in one lane of four
+// accumulators, and the cell is finished from there.
+//   gates = bias + pre + x * weights_x + h * weights_h
+struct LstmCellTile {
+  int64_t hidden;     // distance between the gates of a unit, and between rows of c
+  int64_t units;      // units that exist in all blocks of this call
+  const float* bias;  // [blocks, 4, lanes]
+  const float* pre;   // [rows, blocks * 4 * lanes], or nullptr
+  int64_t pre_pitch;
+  int64_t x_depth;  // 0: no such term
+  const float* x;   // [rows, x_depth]
+  int64_t x_pitch;
+  const float* weights_x;  // [blocks, x_depth, 4, lanes]
+  int64_t h_depth;         // 0: no such term
+  const float* h;          // [rows, h_depth]
+  int64_t h_pitch;
+  const float* weights_h;  // [blocks, h_depth, 4, lanes]
+  float* c;                // [rows, hidden], replaced in place
+  float* out;              // [rows, units], o * tanh(c)
+  int64_t out_pitch;
+  float* gates;  // [rows, 4, hidden], or nullptr
+  float* cells;  // [rows, hidden], or nullptr
+};
+
+using LstmCellFn = void (*)(const LstmCellTile& tile);
+
+// Cell tiles of a number of rows, and how many blocks one call of them computes.
+struct LstmCellForm {
+  int64_t blocks;
+  LstmCellFn several;  // `blocks` blocks
+  LstmCellFn one;      // one block
+};
+
+// The element-wise half of a backward step. All pitches but the two given are 4 * hidden for gates
+// and hidden for the others.
+struct LstmGateGradients {
+  int64_t rows;
+  int64_t units;  // columns of this call; the pointers already stand at the first one
+  int64_t hidden;
+  const float* gates;         // [rows, 4, hidden]
+  const float* cells;         // [rows, hidden]
+  const float* cells_before;  // [rows, hidden], or nullptr for zeros
+  const float* grad_m;        // [rows, units] gradient of o * tanh(c)
+  int64_t grad_m_pitch;
+  const float* grad_output;  // added to grad_m, or nullptr
+  int64_t grad_output_pitch;
+  float* grad_c;      // [rows, hidden], becomes the gradient of the cell state before
+  float* grad_gates;  // [rows, 4, hidden], before the activations
+};
+
+struct LstmKernels {
+  int64_t lanes;
+  int64_t max_rows;             // rows of the highest cell tile
+  const LstmCellForm* by_rows;  // by_rows[rows - 1]
+  void (*gate_gradients)(const LstmGateGradients& call);
+  // to[l] (+)= sum over k < depth of rows[l * pitch + k] * a[k], l < valid <= lanes.
+  void (*dots)(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth,
+               float* to, bool accumulate);
+
+  // to[k * to_pitch + l] = from[l * from_pitch + k] for k < depth, l < lanes. Rows l >= valid of
+  // `from` read as zero; columns l >= stored are not written.
+  void (*transpose)(const float* from, int64_t from_pitch, int64_t valid, int64_t depth, float* to,
+                    int64_t to_pitch, int64_t stored);
+  // to[k * to_pitch + l] = from[k * pitch + l] for k < depth, l < width; l >= valid gives zero.
+  void (*pack)(const float* from, int64_t pitch, int64_t depth, int64_t valid, int64_t width,
+               float* to, int64_t to_pitch);
+  // m[r * hidden + u] = o * tanh(c), from what the forward pass saved.
+  void (*cell_outputs)(const float* gates, const float* cells, int64_t rows, int64_t hidden,
+                       float* m);
+};
+
+extern const LstmKernels kLstmKernelsScalar;
+extern const LstmKernels kLstmKernelsAvx2;
+extern const LstmKernels kLstmKernelsAvx512;
+
+}  // namespace fastconv::cpu

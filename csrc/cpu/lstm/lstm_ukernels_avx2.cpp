@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// LSTM microkernels for avx2. Three rows of four gates keep twelve of sixteen registers as
+// accumulators.
+#include "cpu/simd/simd_avx2.h"
+
+#include "cpu/simd/simd_math_impl.h"
+
+#include "cpu/lstm/lstm_ukernels.h"
+#include "cpu/lstm/lstm_ukernels_impl.h"
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr LstmCellForm kForms[] = {
+    cell_form<1, 2>(),
+    cell_form<2, 1>(),
+    cell_form<3, 1>(),
+};
+
+}  // namespace
+
+const LstmKernels kLstmKernelsAvx2 = {
+    kLanes, 3, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+};
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// LSTM microkernels for avx512. Six rows of four gates keep 24 of 32 registers as accumulators;
+// fewer rows take more blocks at once, so that enough multiply-adds are independent of each other.
+#include "cpu/simd/simd_avx512.h"
+
+#include "cpu/simd/simd_math_impl.h"
+
+#include "cpu/lstm/lstm_ukernels.h"
+#include "cpu/lstm/lstm_ukernels_impl.h"
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr LstmCellForm kForms[] = {
+    cell_form<1, 4>(), cell_form<2, 2>(), cell_form<3, 2>(),
+    cell_form<4, 1>(), cell_form<5, 1>(), cell_form<6, 1>(),
+};
+
+}  // namespace
+
+const LstmKernels kLstmKernelsAvx512 = {
+    kLanes, 6, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+};
+
+}  // namespace fastconv::cpu

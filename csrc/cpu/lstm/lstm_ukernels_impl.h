@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT
+// The LSTM microkernels as templates, instantiated by lstm_ukernels_<isa>.cpp after it has included
+// its simd_<isa>.h and simd_math_impl.h. Everything has internal linkage.
+//
+// A sum runs over its terms in order, whatever the height of the tile, so that a row's result does
+// not depend on which rows share its tile.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/lstm/lstm_ukernels.h"
+
+namespace {
+
+using fastconv::cpu::LstmCellForm;
+using fastconv::cpu::LstmCellTile;
+using fastconv::cpu::LstmGateGradients;
+using fastconv::cpu::LstmKernels;
+
+constexpr int kLanes = Simd::kLanes;
+constexpr int kGates = 4;
+
+// `count` lanes of memory as a vector: whole when all lanes exist.
+struct Lanes {
+  explicit Lanes(int64_t count)
+      : whole(count >= kLanes), mask(Simd::mask_first(whole ? kLanes : count)) {}
+  Simd::Reg load(const float* p) const {
+    return whole ? Simd::load(p) : Simd::load_masked(p, mask);
+  }
+  void store(float* p, Simd::Reg x) const {
+    if (whole)
+      Simd::store(p, x);
+    else
+      Simd::store_masked(p, x, mask);
+  }
+  bool whole;
+  Simd::Mask mask;
+};
+
+// Longest run of additions into one register before it is added to the others: shorter than a sum
+// over 128 units needs, long enough that the additions in between cost under 2 %.
+constexpr int64_t kCellTerms = 128;
+
+template <int Rows, int Blocks>
+using CellSums = Simd::Reg[Rows][Blocks * kGates];
+
+// `depth` terms of a product; the blocks of `weights` are block_step floats apart.
+template <int Rows, int Blocks>
+inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
+                      const float* weights, int64_t block_step) {
+  for (int64_t k = 0; k < depth; ++k) {
+    Simd::Reg ak[Rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) ak[i] = Simd::set1(a[i * a_pitch + k]);
+#pragma GCC unroll 8
+    for (int b = 0; b < Blocks; ++b)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGates; ++g) {
+        const Simd::Reg w = Simd::load(weights + b * block_step + g * kLanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < Rows; ++i)
+          acc[i][b * kGates + g] = Simd::fma(ak[i], w, acc[i][b * kGates + g]);
+      }
+    weights += kGates * kLanes;
+  }
+}
+
+// Sums in registers, and those of earlier runs of kCellTerms in memory.
+template <int Rows, int Blocks>
+struct CellRuns {
+  static constexpr int kVectors = Blocks * kGates;
+  alignas(64) float sums[Rows][kVectors * kLanes];
+  int64_t room = kCellTerms;  // terms left of this run
+  bool spilled = false;
+
+  inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
+                  const float* weights) {
+    const int64_t block_step = depth * kGates * kLanes;
+    for (int64_t k = 0; k < depth;) {
+      if (room == 0) {
+        spill(acc);
+#pragma GCC unroll 8
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 16
+          for (int v = 0; v < kVectors; ++v) acc[i][v] = Simd::zero();
+        room = kCellTerms;
+      }
+      const int64_t terms = depth - k < room ? depth - k : room;
+      add_terms<Rows, Blocks>(acc, terms, a + k, a_pitch, weights + k * kGates * kLanes,
+                              block_step);
+      k += terms;
+      room -= terms;
+    }
+  }
+
+  inline void spill(const CellSums<Rows, Blocks>& acc) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        float* sum = sums[i] + v * kLanes;
+        Simd::store(sum, spilled ? Simd::add(Simd::load(sum), acc[i][v]) : acc[i][v]);
+      }
+    spilled = true;
+  }
+};
+
+// The cell of one row and block, from the four pre-activations.
+inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit, const Lanes& lanes,
+                        const float* pre) {
+  const Simd::Reg i = Math::sigmoid(Simd::load(pre));
+  const Simd::Reg f = Math::sigmoid(Simd::load(pre + kLanes));
+  const Simd::Reg g = Math::tanh(Simd::load(pre + 2 * kLanes));
+  const Simd::Reg o = Math::sigmoid(Simd::load(pre + 3 * kLanes));
+  float* c = t.c + row * t.hidden + unit;
+  const Simd::Reg cell = Simd::fma(f, lanes.load(c), Simd::mul(i, g));
+  lanes.store(c, cell);
+  lanes.store(t.out + row * t.out_pitch + unit, Simd::mul(o, Math::tanh(cell)));
+  if (t.gates == nullptr) return;
+  float* gates = t.gates + row * kGates * t.hidden + unit;
+  lanes.store(gates, i);
+  lanes.store(gates + t.hidden, f);
+  lanes.store(gates + 2 * t.hidden, g);
+  lanes.store(gates + 3 * t.hidden, o);
+  lanes.store(t.cells + row * t.hidden + unit, cell);
+}
+
+template <int Rows, int Blocks>
+void cell_tile(const LstmCellTile& t) {
+  constexpr int kVectors = Blocks * kGates;
+  CellRuns<Rows, Blocks> runs;
+  CellSums<Rows, Blocks> acc;
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    const Simd::Reg bias = Simd::load(t.bias + v * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) acc[i][v] = bias;
+  }
+  if (t.pre != nullptr) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+        acc[i][v] = Simd::add(acc[i][v], Simd::load(t.pre + i * t.pre_pitch + v * kLanes));
+  }
+  runs.add(acc, t.x_depth, t.x, t.x_pitch, t.weights_x);
+  runs.add(acc, t.h_depth, t.h, t.h_pitch, t.weights_h);
+  runs.spill(acc);
+  for (int b = 0; b < Blocks; ++b) {
+    const int64_t unit = b * kLanes;
+    const Lanes lanes(t.units - unit);
+    for (int i = 0; i < Rows; ++i)
+      finish_cell(t, i, unit, lanes, runs.sums[i] + b * kGates * kLanes);
+  }
+}
+
+template <int Rows, int Blocks>
+constexpr LstmCellForm cell_form() {
+  return {Blocks, &cell_tile<Rows, Blocks>, &cell_tile<Rows, 1>};
+}
+
+inline void gate_gradients_row(const LstmGateGradients& t, int64_t row) {
+  const Simd::Reg one = Simd::set1(1.0f);
+  const float* gates = t.gates + row * kGates * t.hidden;
+  float* grad_gates = t.grad_gates + row * kGates * t.hidden;
+  float* grad_c = t.grad_c + row * t.hidden;
+  for (int64_t u = 0; u < t.units; u += kLanes) {
+    const Lanes lanes(t.units - u);
+    const Simd::Reg i = lanes.load(gates + u);
+    const Simd::Reg f = lanes.load(gates + t.hidden + u);
+    const Simd::Reg g = lanes.load(gates + 2 * t.hidden + u);
+    const Simd::Reg o = lanes.load(gates + 3 * t.hidden + u);
+    const Simd::Reg cell = Math::tanh(lanes.load(t.cells + row * t.hidden + u));
+    Simd::Reg grad_m = lanes.load(t.grad_m + row * t.grad_m_pitch + u);
+    if (t.grad_output != nullptr)
+      grad_m = Simd::add(grad_m, lanes.load(t.grad_output + row * t.grad_output_pitch + u));
+    const Simd::Reg grad_tanh = Simd::mul(grad_m, o);
+    const Simd::Reg to_cell = Simd::add(
+        lanes.load(grad_c + u), Simd::mul(grad_tanh, Simd::sub(one, Simd::mul(cell, cell))));
+    lanes.store(grad_gates + u, Simd::mul(Simd::mul(to_cell, g), Simd::mul(i, Simd::sub(one, i))));
+    const Simd::Reg before =
+        t.cells_before == nullptr ? Simd::zero() : lanes.load(t.cells_before + row * t.hidden + u);
+    lanes.store(grad_gates + t.hidden + u,
+                Simd::mul(Simd::mul(to_cell, before), Simd::mul(f, Simd::sub(one, f))));
+    lanes.store(grad_gates + 2 * t.hidden + u,
+                Simd::mul(Simd::mul(to_cell, i), Simd::sub(one, Simd::mul(g, g))));
+    lanes.store(grad_gates + 3 * t.hidden + u,
+                Simd::mul(Simd::mul(grad_tanh, cell), Simd::sub(one, o)));
+    lanes.store(grad_c + u, Simd::mul(to_cell, f));
+  }
+}
+
+void gate_gradients(const LstmGateGradients& t) {
+  for (int64_t row = 0; row < t.rows; ++row) gate_gradients_row(t, row);
+}
+
+inline void dots_of_part(const float* rows, int64_t pitch, int64_t valid, const float* a,
+                         int64_t depth, float* to, bool accumulate) {
+  const float* row[kLanes];
+  // Lanes without a row repeat the first one; what they hold is not stored.
+  for (int l = 0; l < kLanes; ++l) row[l] = rows + (l < valid ? l : 0) * pitch;
+  Simd::Reg acc[kLanes];
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) acc[l] = Simd::zero();
+  int64_t k = 0;
+  for (; k + kLanes <= depth; k += kLanes) {
+    const Simd::Reg ak = Simd::load(a + k);
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) acc[l] = Simd::fma(Simd::load(row[l] + k), ak, acc[l]);
+  }
+  if (k < depth) {
+    const Simd::Mask left = Simd::mask_first(depth - k);
+    const Simd::Reg ak = Simd::load_masked(a + k, left);
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l)
+      acc[l] = Simd::fma(Simd::load_masked(row[l] + k, left), ak, acc[l]);
+  }
+  Simd::transpose(acc);
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2)
+    for (int l = 0; l < step; ++l) acc[l] = Simd::add(acc[l], acc[l + step]);
+  const Lanes lanes(valid);
+  lanes.store(to, accumulate ? Simd::add(lanes.load(to), acc[0]) : acc[0]);
+}
+
+void dots(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth, float* to,
+          bool accumulate) {
+  // Every lane adds at most kCellTerms / 2 products in one run.
+  constexpr int64_t kPart = kCellTerms / 2 * kLanes;
+  for (int64_t k = 0; k < depth; k += kPart)
+    dots_of_part(rows + k, pitch, valid, a + k, depth - k < kPart ? depth - k : kPart, to,
+                 accumulate || k > 0);
+}
+
+void transpose_strip(const float* from, int64_t from_pitch, int64_t valid, int64_t depth, float* to,
+                     int64_t to_pitch, int64_t stored) {
+  const Lanes columns(stored);
+  for (int64_t k = 0; k < depth; k += kLanes) {
+    const Lanes lanes(depth - k);
+    Simd::Reg rows[kLanes];
+    for (int l = 0; l < kLanes; ++l)
+      rows[l] = l < valid ? lanes.load(from + l * from_pitch + k) : Simd::zero();
+    Simd::transpose(rows);
+    const int64_t left = depth - k < kLanes ? depth - k : kLanes;
+    for (int64_t l = 0; l < left; ++l) columns.store(to + (k + l) * to_pitch, rows[l]);
+  }
+}
+
+void pack_rows(const float* from, int64_t pitch, int64_t depth, int64_t valid, int64_t width,
+               float* to, int64_t to_pitch) {
+  for (int64_t l = 0; l < width; l += kLanes) {
+    const Lanes stored(width - l);
+    const int64_t left = valid - l;
+    const Lanes read(left < 0 ? 0 : left);
+    for (int64_t k = 0; k < depth; ++k)
+      stored.store(to + k * to_pitch + l, read.load(from + k * pitch + l));
+  }
+}
+
+void cell_outputs(const float* gates, const float* cells, int64_t rows, int64_t hidden, float* m) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t u = 0; u < hidden; u += kLanes) {
+      const Lanes lanes(hidden - u);
+      const Simd::Reg o = lanes.load(gates + (r * kGates + 3) * hidden + u);
+      lanes.store(m + r * hidden + u, Simd::mul(o, Math::tanh(lanes.load(cells + r * hidden + u))));
+    }
+}
+
+}  // namespace

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// LSTM microkernels for scalar. Two rows fill the sixteen SSE registers.
+#include "cpu/simd/simd_scalar.h"
+
+#include "cpu/simd/simd_math_impl.h"
+
+#include "cpu/lstm/lstm_ukernels.h"
+#include "cpu/lstm/lstm_ukernels_impl.h"
+
+namespace fastconv::cpu {
+namespace {
+
+constexpr LstmCellForm kForms[] = {
+    cell_form<1, 2>(),
+    cell_form<2, 1>(),
+};
+
+}  // namespace
+
+const LstmKernels kLstmKernelsScalar = {
+    kLanes, 2, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+};
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: MIT
+// LSTM kernels against the reference loops in double: every instruction set, ragged and full
+// batches, both directions, projections, absent states and biases, one thread and three.
+#include "cpu/lstm/lstm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/lstm/lstm_reference.h"
+
+namespace {
+
+using namespace fastconv;
+using namespace fastconv::testing;
+
+struct Case {
+  int64_t input, hidden, output, batch;
+  std::vector<int64_t> lengths;  // descending; empty: `steps` for all
+  int64_t steps;
+  bool reverse, states, biases;
+};
+
+// All operands of one case in precision T, and room for all results.
+template <class T>
+struct Problem {
+  std::vector<T> x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_hr, grad_output, grad_h_n, grad_c_n;
+  std::vector<T> output, h_n, c_n, gates, cells;
+  std::vector<T> grad_x, grad_h_0, grad_c_0, grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
+};
+
+std::vector<int64_t> row_starts(const Case& c) {
+  std::vector<int64_t> starts{0};
+  for (int64_t t = 0; t < c.steps; ++t) {
+    int64_t active = 0;
+    for (const int64_t length : c.lengths) active += length > t;
+    starts.push_back(starts.back() + active);
+  }
+  return starts;
+}
+
+LstmShape shape_of(const Case& c, const std::vector<int64_t>& starts) {
+  return {c.steps,   c.batch,
+          c.input,   c.hidden,
+          c.output,  c.output != c.hidden,
+          c.reverse, c.lengths.empty() ? nullptr : starts.data()};
+}
+
+template <class T>
+std::vector<T> draw(Numbers& numbers, int64_t size, float scale) {
+  std::vector<T> values(static_cast<size_t>(size));
+  for (T& v : values) v = static_cast<T>(numbers.real() * scale);
+  return values;
+}
+
+template <class T>
+Problem<T> make_problem(const LstmShape& s) {
+  Numbers numbers(7);
+  Problem<T> p;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(s.hidden));
+  p.x = draw<T>(numbers, s.rows() * s.input, 1.0f);
+  p.h_0 = draw<T>(numbers, s.batch * s.output, 0.5f);
+  p.c_0 = draw<T>(numbers, s.batch * s.hidden, 0.5f);
+  p.w_ih = draw<T>(numbers, s.gates() * s.input, scale);
+  p.w_hh = draw<T>(numbers, s.gates() * s.output, scale);
+  p.b_ih = draw<T>(numbers, s.gates(), scale);
+  p.b_hh = draw<T>(numbers, s.gates(), scale);
+  p.w_hr = draw<T>(numbers, s.output * s.hidden, scale);
+  p.grad_output = draw<T>(numbers, s.rows() * s.output, 1.0f);
+  p.grad_h_n = draw<T>(numbers, s.batch * s.output, 1.0f);
+  p.grad_c_n = draw<T>(numbers, s.batch * s.hidden, 1.0f);
+  const auto nan = std::numeric_limits<T>::quiet_NaN();
+  const auto room = [&](int64_t size) { return std::vector<T>(static_cast<size_t>(size), nan); };
+  p.output = room(s.rows() * s.output);
+  p.h_n = room(s.batch * s.output);
+  p.c_n = room(s.batch * s.hidden);
+  p.gates = room(s.rows() * s.gates());
+  p.cells = room(s.rows() * s.hidden);
+  p.grad_x = room(s.rows() * s.input);
+  p.grad_h_0 = room(s.batch * s.output);
+  p.grad_c_0 = room(s.batch * s.hidden);
+  p.grad_w_ih = room(s.gates() * s.input);
+  p.grad_w_hh = room(s.gates() * s.output);
+  p.grad_b = room(s.gates());
+  p.grad_w_hr = room(s.output * s.hidden);
+  return p;
+}
+
+template <class T>
+cpu::LstmForward<T> forward_call(const Case& c, const LstmShape& s, Problem<T>& p, bool training) {
+  return {s,
+          p.x.data(),
+          c.states ? p.h_0.data() : nullptr,
+          c.states ? p.c_0.data() : nullptr,
+          p.w_ih.data(),
+          p.w_hh.data(),
+          c.biases ? p.b_ih.data() : nullptr,
+          c.biases ? p.b_hh.data() : nullptr,
+          s.projected ? p.w_hr.data() : nullptr,
+          p.output.data(),
+          p.h_n.data(),
+          p.c_n.data(),
+          training ? p.gates.data() : nullptr,
+          training ? p.cells.data() : nullptr};
+}
+
+template <class T>
+cpu::LstmBackward<T> backward_call(const Case& c, const LstmShape& s, Problem<T>& p) {
+  return {s,
+          p.x.data(),
+          c.states ? p.h_0.data() : nullptr,
+          c.states ? p.c_0.data() : nullptr,
+          p.w_ih.data(),
+          p.w_hh.data(),
+          s.projected ? p.w_hr.data() : nullptr,
+          p.output.data(),
+          p.gates.data(),
+          p.cells.data(),
+          p.grad_output.data(),
+          c.states ? p.grad_h_n.data() : nullptr,
+          c.states ? p.grad_c_n.data() : nullptr,
+          p.grad_x.data(),
+          p.grad_h_0.data(),
+          p.grad_c_0.data(),
+          p.grad_w_ih.data(),
+          p.grad_w_hh.data(),
+          c.biases ? p.grad_b.data() : nullptr,
+          s.projected ? p.grad_w_hr.data() : nullptr};
+}
+
+void run_kernels(const Case& c, const LstmShape& s, Problem<float>& p, bool training) {
+  const auto forward = forward_call(c, s, p, training);
+  Floats scratch(cpu::lstm_forward_scratch(forward));
+  cpu::lstm_forward(forward, scratch.data());
+  if (!training) return;
+  const auto backward = backward_call(c, s, p);
+  Floats more(cpu::lstm_backward_scratch(backward));
+  cpu::lstm_backward(backward, more.data());
+}
+
+double rms(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double v : values) sum += v * v;
+  return values.empty() ? 0 : std::sqrt(sum / static_cast<double>(values.size()));
+}
+
+void compare(const std::vector<float>& got, const std::vector<double>& want,
+             const std::string& context) {
+  double worst = 0;
+  for (size_t i = 0; i < got.size(); ++i)
+    worst = std::isnan(got[i]) ? 1e30 : std::max(worst, std::fabs(got[i] - want[i]));
+  CHECK_WITH(worst <= 1e-5 * rms(want) + 1e-7, context + ": " + std::to_string(worst));
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void test_case(const Case& c, cpu::Isa isa) {
+  const std::vector<int64_t> starts = row_starts(c);
+  const LstmShape s = shape_of(c, starts);
+  std::string context = std::string(cpu::isa_name(isa)) + " I" + std::to_string(c.input) + " H" +
+                        std::to_string(c.hidden) + " P" + std::to_string(c.output) + " B" +
+                        std::to_string(c.batch) + " T" + std::to_string(c.steps) +
+                        (c.reverse ? " reverse" : "") + (c.lengths.empty() ? "" : " ragged");
+  Problem<double> exact = make_problem<double>(s);
+  cpu::lstm_forward_reference(forward_call(c, s, exact, true));
+  std::vector<double> work(static_cast<size_t>(cpu::lstm_backward_reference_scratch(s)));
+  cpu::lstm_backward_reference(backward_call(c, s, exact), work.data());
+
+  use_no_threads();
+  Problem<float> one = make_problem<float>(s);
+  run_kernels(c, s, one, true);
+  compare(one.output, exact.output, context + " output");
+  compare(one.h_n, exact.h_n, context + " h_n");
+  compare(one.c_n, exact.c_n, context + " c_n");
+  compare(one.grad_x, exact.grad_x, context + " grad_input");
+  compare(one.grad_h_0, exact.grad_h_0, context + " grad_h_0");
+  compare(one.grad_c_0, exact.grad_c_0, context + " grad_c_0");
+  compare(one.grad_w_ih, exact.grad_w_ih, context + " grad_weight_ih");
+  compare(one.grad_w_hh, exact.grad_w_hh, context + " grad_weight_hh");
+  if (c.biases) compare(one.grad_b, exact.grad_b, context + " grad_bias");
+  if (s.projected) compare(one.grad_w_hr, exact.grad_w_hr, context + " grad_weight_hr");
+
+  Problem<float> inference = make_problem<float>(s);
+  run_kernels(c, s, inference, false);
+  CHECK_WITH(same_bits(inference.output, one.output), context + " inference");
+
+  use_threads();
+  Problem<float> three = make_problem<float>(s);
+  run_kernels(c, s, three, true);
+  CHECK_WITH(same_bits(three.output, one.output) && same_bits(three.c_n, one.c_n) &&
+                 same_bits(three.h_n, one.h_n),
+             context + " threads, forward");
+  CHECK_WITH(same_bits(three.grad_x, one.grad_x) && same_bits(three.grad_h_0, one.grad_h_0) &&
+                 same_bits(three.grad_c_0, one.grad_c_0) &&
+                 same_bits(three.grad_w_ih, one.grad_w_ih) &&
+                 same_bits(three.grad_w_hh, one.grad_w_hh) && same_bits(three.grad_b, one.grad_b) &&
+                 same_bits(three.grad_w_hr, one.grad_w_hr),
+             context + " threads, backward");
+  use_no_threads();
+}
+
+// A gate taken for another one must show.
+void test_negative_control() {
+  const Case c{3, 5, 5, 4, {}, 3, false, true, true};
+  const LstmShape s = shape_of(c, {});
+  Problem<double> exact = make_problem<double>(s);
+  cpu::lstm_forward_reference(forward_call(c, s, exact, true));
+  Problem<float> swapped = make_problem<float>(s);
+  std::swap_ranges(swapped.w_ih.begin(), swapped.w_ih.begin() + 5 * 3,
+                   swapped.w_ih.begin() + 5 * 3);
+  run_kernels(c, s, swapped, false);
+  double worst = 0;
+  for (size_t i = 0; i < exact.output.size(); ++i)
+    worst = std::max(worst, std::fabs(exact.output[i] - swapped.output[i]));
+  CHECK(worst > 1e-2);
+}
+
+// Denormal inputs count as zero inside, and the caller's setting comes back.
+void test_denormals() {
+  const Case c{16, 32, 32, 8, {}, 4, false, true, false};
+  const LstmShape s = shape_of(c, {});
+  Problem<float> p = make_problem<float>(s);
+  for (float& v : p.x) v = 1e-40f;
+  for (float& v : p.h_0) v = 1e-41f;
+  for (float& v : p.c_0) v = 1e-42f;
+  run_kernels(c, s, p, true);
+  for (const float v : p.output) CHECK(v == 0.0f);
+  volatile float tiny = 1e-39f;
+  CHECK(tiny * 0.5f > 0.0f);
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all = {
+      {1, 1, 1, 1, {}, 1, false, false, false},
+      {1, 50, 50, 32, {}, 4, false, false, true},
+      {3, 5, 5, 4, {}, 3, false, true, true},
+      {3, 5, 5, 4, {}, 3, true, true, true},
+      {20, 33, 33, 7, {}, 5, false, true, true},
+      {20, 33, 33, 7, {}, 5, true, false, true},
+      {9, 16, 16, 13, {}, 6, true, true, false},
+      {64, 128, 128, 14, {}, 3, false, true, true},
+      {20, 50, 50, 1, {}, 1, false, true, true},
+      {20, 37, 37, 6, {}, 1, true, true, false},
+      {70, 130, 130, 2, {}, 3, false, true, true},
+      {20, 50, 50, 31, {}, 1, false, true, true},
+      {9, 64, 64, 65, {}, 1, false, true, true},
+      {130, 256, 256, 1, {}, 1, false, false, true},
+      {130, 257, 257, 32, {}, 1, false, true, true},
+      {12, 70, 70, 1, {}, 40, false, true, true},
+      {12, 70, 70, 2, {}, 9, true, true, true},
+      {5, 24, 7, 9, {}, 4, false, true, true},
+      {5, 24, 40, 9, {}, 4, true, true, true},
+      {7, 19, 19, 6, {8, 5, 5, 2, 1, 0}, 8, false, true, true},
+      {7, 19, 19, 6, {8, 5, 5, 2, 1, 0}, 8, true, true, true},
+      {7, 19, 11, 6, {8, 5, 5, 2, 1, 0}, 8, true, false, true},
+      {10, 300, 300, 3, {6, 4, 3}, 6, true, true, true},
+      {40, 260, 260, 9, {}, 3, false, true, true},
+  };
+  // Large enough for a split by units.
+  all.push_back({24, 512, 512, 5, {}, 2, false, true, true});
+  all.push_back({24, 512, 512, 2, {}, 9, true, true, true});
+  all.push_back({24, 512, 80, 5, {3, 3, 2, 2, 1}, 3, true, true, true});
+  return all;
+}
+
+}  // namespace
+
+int main() {
+  for_each_isa([](cpu::Isa isa) {
+    for (const Case& c : cases()) test_case(c, isa);
+    test_negative_control();
+    test_denormals();
+  });
+  return report();
+}
