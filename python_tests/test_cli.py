@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import functools
 import json
 import signal
 import subprocess
@@ -259,6 +260,8 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background of a shell hands down an ignored SIGINT.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 120
         while not (out / "last.pt").exists() and process.poll() is None:
