@@ -80,7 +80,9 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const int64_t sums = s.in_channels * s.taps() * s.out_channels;
   const int64_t lanes = gemm_kernels(isa).lanes;
   const bool many_pixels = s.out_pixels() >= kManyPixels;
-  const bool few_channels = s.group_in_channels() < kFewChannels;
+  // Too few to be the rows of a tile, unless those of a whole kernel row are taken together.
+  const int64_t neighbours = s.dilation_width > 1 ? 1 : s.kernel_width;
+  const bool few_channels = s.group_in_channels() * neighbours < kFewChannels;
   if (weight_winograd_pays(s)) return WeightAlgorithm::kWinograd;
   if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
   const bool panel_suits = s.taps() == 1 && many_pixels && sums <= kFewSums;
