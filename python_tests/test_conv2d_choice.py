@@ -17,7 +17,7 @@ CHOICES = {
     "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, "channel_vectors", "pixel_vectors", "direct"),
     "resnet-3x3": ((2, 64, 28, 28), 64, 3, {"padding": 1}, "winograd", "winograd", "winograd"),
     "resnet-1x1": ((2, 64, 28, 28), 256, 1, {}, "panel", None, "panel"),
-    "stem": ((1, 3, 64, 64), 64, 7, {"stride": 2, "padding": 3}, "pixel_vectors", None, "panel"),
+    "stem": ((1, 3, 64, 64), 64, 7, {"stride": 2, "padding": 3}, "pixel_vectors", None, "rows"),
     "depthwise": ((2, 32, 56, 56), 32, 3, {"padding": 1, "groups": 32}, *["depthwise"] * 3),
 }
 

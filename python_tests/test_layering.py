@@ -76,7 +76,7 @@ CPP_RULES = [
     Rule(
         r"bindings/block_cache\.cpp",
         r"bindings/block_cache\.h",
-        rf"mutex|{STD}|{TORCH}|sys/mman\.h|unistd\.h",
+        rf"mutex|{STD}|{TORCH}|pthread\.h|sys/mman\.h|unistd\.h",
     ),
     Rule(
         r"bindings/.+",

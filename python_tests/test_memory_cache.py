@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 
@@ -121,3 +122,12 @@ def test_threads() -> None:
         thread.join()
     for results in kept:
         assert [r.unique().tolist() for r in results] == [[17.0], [18.0], [19.0]]
+
+
+def test_forked_children_can_use_it() -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    pooled(2)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if pooled(2).sum() == 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0

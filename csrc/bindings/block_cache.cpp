@@ -3,6 +3,7 @@
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
+#include <pthread.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -54,6 +55,12 @@ int64_t default_limit() {
 
 class BlockCache final : public c10::Allocator {
  public:
+  // A child of fork() must not inherit a mutex that another thread held.
+  BlockCache() {
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+  }
+
   c10::DataPtr allocate(size_t bytes) override {
     const Block block = take(block_bytes(std::max<int64_t>(bytes, kAlignment)));
     c10::profiledCPUMemoryReporter().New(block.data, block.bytes);
