@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastconv.models import LSTMForecaster
+from fastconv.optim import Adam
 from fastconv.recipes.checkpoint import save_checkpoint
 from fastconv.recipes.errors import TrainingDivergedError, UserError, require_packages
 from fastconv.recipes.plots import plot_forecast
@@ -206,7 +207,8 @@ def _fit(
 ) -> tuple[LSTMForecaster, list[dict[str, float]], int]:
     torch.manual_seed(config.seed)
     model = LSTMForecaster(1, config.hidden, config.layers, config.horizon, backend=config.backend)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    adam = Adam if config.backend == "fastconv" else torch.optim.Adam
+    optimizer = adam(model.parameters(), lr=config.lr, fused=True)
     generator = torch.Generator().manual_seed(config.seed)
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
