@@ -8,8 +8,8 @@
 #include "cpu/conv2d/conv2d_grad_weight.h"
 #include "cpu/conv2d/conv2d_pixels.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/conv2d/conv2d_weight_units.h"
 #include "cpu/gemm/gemm.h"
-#include "cpu/runtime/parallel.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -51,8 +51,8 @@ int64_t channel_blocks(const WeightPlan& plan, const Conv2dShape& s) {
   return ceil_div(s.group_in_channels(), plan.block_channels);
 }
 
-int64_t units(const WeightPlan& plan, const Conv2dShape& s) {
-  return s.groups * channel_blocks(plan, s) * plan.pixel_slices;
+WeightUnits weight_units(const WeightPlan& plan, const Conv2dShape& s) {
+  return {s.groups * channel_blocks(plan, s) * plan.pixel_slices, plan.pixel_slices, plan.slots};
 }
 
 // Input position of each kernel row and column relative to tap offset (0, 0).
@@ -195,7 +195,7 @@ WeightPlan plan_blocks(const Conv2dShape& s, Isa isa, int64_t threads) {
   const int64_t chunks = ceil_div(s.batch * s.out_pixels(), kChunkPixels);
   plan.pixel_slices =
       std::clamp<int64_t>(ceil_div(wanted, blocks), 1, std::max<int64_t>(chunks, 1));
-  plan.slots = std::clamp<int64_t>(threads, 1, units(plan, s));
+  plan.slots = std::clamp<int64_t>(threads, 1, weight_units(plan, s).count);
   return plan;
 }
 
@@ -203,9 +203,7 @@ WeightPlan plan_blocks(const Conv2dShape& s, Isa isa, int64_t threads) {
 
 int64_t weight_panel_scratch_floats(const Conv2dShape& s, Isa isa, int64_t threads) {
   const WeightPlan plan = plan_blocks(s, isa, threads);
-  // With slices every unit keeps its sums until all are added; without, a slot reuses its memory.
-  const int64_t kept = plan.pixel_slices > 1 ? units(plan, s) : plan.slots;
-  return kept * task_floats(plan, s);
+  return weight_units(plan, s).pieces() * task_floats(plan, s);
 }
 
 void grad_weight_panel(const Conv2dPlan& call_plan, const Conv2dGradWeight& call, float* scratch) {
@@ -218,27 +216,10 @@ void grad_weight_panel(const Conv2dPlan& call_plan, const Conv2dGradWeight& call
     taps.columns.push_back(q * s.dilation_width - s.padding_width);
 
   const int64_t blocks = channel_blocks(plan, s);
-  const int64_t slices = plan.pixel_slices;
-  const int64_t unit_count = units(plan, s);
   const int64_t floats = task_floats(plan, s);
-  parallel_for(plan.slots, [&](int64_t slot) {
-    for (int64_t u = unit_count * slot / plan.slots; u < unit_count * (slot + 1) / plan.slots;
-         ++u) {
-      float* memory = scratch + (slices > 1 ? u : slot) * floats;
-      WeightBlock block(plan, call, taps, u / slices / blocks, u / slices % blocks, memory);
-      block.accumulate(u % slices);
-      if (slices == 1) block.store();
-    }
+  run_weight_units(weight_units(plan, s), [&](int64_t block, int64_t piece) {
+    return WeightBlock(plan, call, taps, block / blocks, block % blocks, scratch + piece * floats);
   });
-  if (slices == 1) return;
-  for (int64_t u = 0; u < unit_count; u += slices) {
-    const int64_t group = u / slices / blocks;
-    const int64_t index = u / slices % blocks;
-    WeightBlock total(plan, call, taps, group, index, scratch + u * floats);
-    for (int64_t slice = 1; slice < slices; ++slice)
-      total.add(WeightBlock(plan, call, taps, group, index, scratch + (u + slice) * floats));
-    total.store();
-  }
 }
 
 }  // namespace fastconv::cpu

@@ -15,8 +15,8 @@
 #include "cpu/conv2d/conv2d_grad_weight.h"
 #include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
+#include "cpu/conv2d/conv2d_weight_units.h"
 #include "cpu/gemm/gemm.h"
-#include "cpu/runtime/parallel.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -41,8 +41,8 @@ int64_t chunk_count(const WeightPlan& plan, const Conv2dShape& s) {
   return ceil_div(s.batch, plan.chunk_images) * ceil_div(s.out_height, plan.chunk_rows);
 }
 
-int64_t units(const WeightPlan& plan, const Conv2dShape& s) {
-  return s.groups * plan.parts * plan.slices;
+WeightUnits weight_units(const WeightPlan& plan, const Conv2dShape& s) {
+  return {s.groups * plan.parts * plan.slices, plan.slices, plan.slots};
 }
 
 // Input rows from the first to the last that `rows` neighbouring output rows reach.
@@ -309,45 +309,24 @@ WeightPlan plan_blocks(const Conv2dGradWeight& call, Isa isa, int64_t threads) {
   const int64_t rows = std::clamp<int64_t>(pixels / s.out_width, 1, s.out_height);
   plan.chunk_rows = ceil_div(s.out_height, ceil_div(s.out_height, rows));
   plan.slices = std::clamp<int64_t>(ceil_div(wanted, plan.parts), 1, chunk_count(plan, s));
-  plan.slots = std::clamp<int64_t>(threads, 1, units(plan, s));
+  plan.slots = std::clamp<int64_t>(threads, 1, weight_units(plan, s).count);
   return plan;
-}
-
-// With slices every unit keeps its sums until all are added; without, a slot reuses its memory.
-int64_t kept_blocks(const WeightPlan& plan, const Conv2dShape& s) {
-  return plan.slices > 1 ? units(plan, s) : plan.slots;
 }
 
 }  // namespace
 
 int64_t weight_rows_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads) {
   const WeightPlan plan = plan_blocks(call, isa, threads);
-  return kept_blocks(plan, call.shape) * ScratchLayout(plan, call).total();
+  return weight_units(plan, call.shape).pieces() * ScratchLayout(plan, call).total();
 }
 
 void grad_weight_rows(const Conv2dPlan& call_plan, const Conv2dGradWeight& call, float* scratch) {
   const Conv2dShape& s = call.shape;
   const WeightPlan plan = plan_blocks(call, call_plan.isa, call_plan.threads);
   const int64_t floats = ScratchLayout(plan, call).total();
-  const int64_t unit_count = units(plan, s);
-  const auto block = [&](int64_t unit, int64_t memory) {
-    return RowsBlock(plan, call, unit / plan.slices / plan.parts, unit / plan.slices % plan.parts,
-                     scratch + memory * floats);
-  };
-  parallel_for(plan.slots, [&](int64_t slot) {
-    for (int64_t u = unit_count * slot / plan.slots; u < unit_count * (slot + 1) / plan.slots;
-         ++u) {
-      RowsBlock work = block(u, plan.slices > 1 ? u : slot);
-      work.accumulate(u % plan.slices);
-      if (plan.slices == 1) work.store();
-    }
+  run_weight_units(weight_units(plan, s), [&](int64_t block, int64_t piece) {
+    return RowsBlock(plan, call, block / plan.parts, block % plan.parts, scratch + piece * floats);
   });
-  if (plan.slices == 1) return;
-  for (int64_t u = 0; u < unit_count; u += plan.slices) {
-    RowsBlock total = block(u, u);
-    for (int64_t slice = 1; slice < plan.slices; ++slice) total.add(block(u + slice, u + slice));
-    total.store();
-  }
 }
 
 }  // namespace fastconv::cpu
