@@ -17,6 +17,7 @@ from fastconv.models import LSTMForecaster
 from fastconv.optim import Adam
 from fastconv.recipes.checkpoint import save_checkpoint
 from fastconv.recipes.errors import TrainingDivergedError, UserError, require_packages
+from fastconv.recipes.options import check_option
 from fastconv.recipes.plots import plot_forecast
 from fastconv.recipes.run_folder import (
     BEST,
@@ -70,25 +71,22 @@ class ForecastConfig:
         if (self.csv is None) != (self.column is None):
             raise UserError("expected --csv and --column together, got one of them")
         for name in ("window", "horizon", "hidden", "layers", "epochs", "patience", "batch_size"):
-            self._check(name, "a positive integer", getattr(self, name) >= 1)
+            check_option(self, name, "a positive integer", getattr(self, name) >= 1)
         for name in ("season", "threads"):
             value = getattr(self, name)
-            self._check(name, "a positive integer", value is None or value >= 1)
-        self._check("lr", "a number above 0", math.isfinite(self.lr) and self.lr > 0)
+            check_option(self, name, "a positive integer", value is None or value >= 1)
+        check_option(self, "lr", "a number above 0", math.isfinite(self.lr) and self.lr > 0)
         for name in ("validation_share", "test_share"):
-            self._check(name, "a number above 0 and below 1", 0 < getattr(self, name) < 1)
-        self._check("test_share", "less than 1 with --validation-share", self.train_share > 0)
-        self._check("backend", "fastconv or torch", self.backend in ("fastconv", "torch"))
+            check_option(self, name, "a number above 0 and below 1", 0 < getattr(self, name) < 1)
+        check_option(
+            self, "test_share", "less than 1 with --validation-share", self.train_share > 0
+        )
+        check_option(self, "backend", "fastconv or torch", self.backend in ("fastconv", "torch"))
 
     @property
     def train_share(self) -> float:
         """What is left to train on."""
         return 1 - self.validation_share - self.test_share
-
-    def _check(self, name: str, expected: str, holds: bool) -> None:
-        if not holds:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"expected {option} {expected}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

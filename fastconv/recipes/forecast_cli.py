@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fastconv.recipes.forecast import Errors, ForecastConfig, train_forecast
+from fastconv.recipes.options import add_options, given_options
 
 _DESCRIPTION = """\
 Train an LSTM to forecast a time series, and compare it with two naive forecasts on the last part of
@@ -43,25 +43,14 @@ def add_train_parser(commands: Any) -> None:
         "forecast", help="an LSTM on a time series", description=_DESCRIPTION
     )
     parser.set_defaults(run=_run)
-    for field in fields(ForecastConfig):
-        metavar, text = _HELP[field.name]
-        if field.default is not None:
-            text += f" (default: {field.default})"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=_TYPES.get(field.name, float if isinstance(field.default, float) else int),
-            metavar=metavar,
-            help=text,
-            default=argparse.SUPPRESS,
-        )
+    add_options(parser, ForecastConfig, _HELP, _TYPES)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-N)"
     )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    names = {field.name for field in fields(ForecastConfig)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given = given_options(arguments, ForecastConfig)
     result = train_forecast(ForecastConfig(**given), out=arguments.out)
     for name, errors in (
         ("LSTM", result.lstm),

@@ -19,6 +19,7 @@ from fastconv import optim
 from fastconv.models import CharLSTM
 from fastconv.recipes.checkpoint import load_checkpoint, save_checkpoint
 from fastconv.recipes.errors import TrainingDivergedError, UserError
+from fastconv.recipes.options import check_option
 from fastconv.recipes.run_folder import (
     BEST,
     CONFIG,
@@ -59,20 +60,19 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "steps", "embedding", "hidden", "layers"):
-            self._check(name, "a positive integer", getattr(self, name) >= 1)
-        self._check("threads", "a positive integer", self.threads is None or self.threads >= 1)
-        self._check("sample", "an integer of at least 0", self.sample >= 0)
+            check_option(self, name, "a positive integer", getattr(self, name) >= 1)
+        check_option(
+            self, "threads", "a positive integer", self.threads is None or self.threads >= 1
+        )
+        check_option(self, "sample", "an integer of at least 0", self.sample >= 0)
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            self._check(name, "a number above 0", math.isfinite(value) and value > 0)
-        self._check("dropout", "a number from 0 to below 1", 0 <= self.dropout < 1)
-        self._check("held_out_share", "a number above 0 and below 1", 0 < self.held_out_share < 1)
-        self._check("backend", "fastconv or torch", self.backend in ("fastconv", "torch"))
-
-    def _check(self, name: str, expected: str, holds: bool) -> None:
-        if not holds:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"expected {option} {expected}, got {getattr(self, name)!r}")
+            check_option(self, name, "a number above 0", math.isfinite(value) and value > 0)
+        check_option(self, "dropout", "a number from 0 to below 1", 0 <= self.dropout < 1)
+        check_option(
+            self, "held_out_share", "a number above 0 and below 1", 0 < self.held_out_share < 1
+        )
+        check_option(self, "backend", "fastconv or torch", self.backend in ("fastconv", "torch"))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastconv.recipes.errors import UserError
+from fastconv.recipes.options import add_options, given_options
 from fastconv.recipes.text import NGRAM, TextConfig, generate, load_model, train_text
 
 _DESCRIPTION = f"""\
@@ -45,23 +45,12 @@ def add_train_parser(commands: Any) -> None:
         "text", help="an LSTM that predicts characters", description=_DESCRIPTION
     )
     parser.set_defaults(run=_run_train)
-    for field in fields(TextConfig):
-        metavar, text = _HELP[field.name]
-        if field.default is not None:
-            text += f" (default: {field.default})"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=_TYPES.get(field.name, float if isinstance(field.default, float) else int),
-            metavar=metavar,
-            help=text,
-            default=argparse.SUPPRESS,
-        )
+    add_options(parser, TextConfig, _HELP, _TYPES)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/text-N)")
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
-    names = {field.name for field in fields(TextConfig)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given = given_options(arguments, TextConfig)
     result = train_text(TextConfig(**given), out=arguments.out, say=_say)
     print(
         f"held out: {result.bits:.3f} bits per character (epoch {result.best_epoch}), {NGRAM}-gram "
