@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// The two compilers of csrc/cuda: nvcc for the GPU, and g++ against the emulator of
+// csrc/tests/cuda_shim, which defines FASTCONV_CUDA_SHIM. This file holds what the other headers of
+// this folder need to serve both; kernels need none of it.
+#pragma once
+
+#ifdef FASTCONV_CUDA_SHIM
+#include <source_location>
+
+// Last parameter of a device function that the emulator checks: the line of the kernel that called.
+#define FC_WHERE , std::source_location where = std::source_location::current()
+#define FC_WHERE_ONLY std::source_location where = std::source_location::current()
+#define FC_PASS_WHERE , where
+#define FC_CHECK_ALIGNED(pointer, bytes) \
+  ::fastconv::cuda_shim::check_aligned((pointer), (bytes), where)
+#else
+#define FC_WHERE
+#define FC_WHERE_ONLY
+#define FC_PASS_WHERE
+#define FC_CHECK_ALIGNED(pointer, bytes)
+#endif
