@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastconv.ops import lstm, lstm_cell
+from fastconv.ops.lstm_regularized import check_probability, zoneout_pair
 
 _States = tuple[Tensor, Tensor]
 
@@ -28,29 +29,89 @@ class LSTM(torch.nn.RNNBase):
         forget_bias: None keeps torch's initialisation. A number makes the two biases of every
             forget gate add up to it at the start, 1 being the usual choice (Jozefowicz et al.
             2015); needs ``bias=True``.
+        recurrent_dropout: variational dropout of the recurrent connections in training: one mask
+            per sequence for all its steps. In [0, 1).
+        zoneout: probability that a unit keeps its old value in a step, or a pair for the cell state
+            and the output. In [0, 1).
+        layer_norm: normalise the gates' two products and the cell state. Adds parameters
+            ``weight_ln_ih_l0 [4H]``, ``weight_ln_hh_l0 [4H]``, ``weight_ln_c_l0 [H]`` and
+            ``bias_ln_c_l0 [H]`` per layer and direction, named like the weights; they start at one
+            and zero.
+
+    The last three are off by default; :func:`fastconv.functional.lstm` defines them. They combine
+    with each other and all else, but run step by step, several times slower than the plain layer.
     """
 
-    def __init__(self, *args: Any, forget_bias: float | None = None, **kwargs: Any) -> None:
+    # Also what layers saved without them have.
+    forget_bias: float | None = None
+    recurrent_dropout: float = 0.0
+    zoneout: float | tuple[float, float] = 0.0
+    layer_norm: bool = False
+
+    def __init__(
+        self,
+        *args: Any,
+        forget_bias: float | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
         if forget_bias is not None and not isinstance(forget_bias, (int, float)):
             raise TypeError(f"LSTM: expected forget_bias a number or None, got {forget_bias!r}")
+        if not isinstance(layer_norm, bool):
+            raise TypeError(f"LSTM: expected layer_norm a bool, got {layer_norm!r}")
         # RNNBase calls reset_parameters, which needs it; before Module.__init__ only plain
         # attributes can be set.
         self.__dict__["forget_bias"] = forget_bias
         super().__init__("LSTM", *args, **kwargs)
         if forget_bias is not None and not self.bias:
             raise ValueError("LSTM: expected bias=True with forget_bias, got bias=False")
+        self.recurrent_dropout = check_probability("LSTM", "recurrent_dropout", recurrent_dropout)
+        pair = zoneout_pair("LSTM", zoneout)
+        self.zoneout = pair[0] if pair[0] == pair[1] else pair
+        self.layer_norm = layer_norm
+        if layer_norm:
+            self._add_norms()
+
+    def _add_norms(self) -> None:
+        for names in self._all_weights:
+            like = getattr(self, names[0])
+            suffix = names[0].removeprefix("weight_ih")
+            for name, size in (("ih", 4), ("hh", 4), ("c", 1)):
+                weight = torch.nn.Parameter(like.new_ones(size * self.hidden_size))
+                setattr(self, f"weight_ln_{name}{suffix}", weight)
+            bias = torch.nn.Parameter(like.new_zeros(self.hidden_size))
+            setattr(self, f"bias_ln_c{suffix}", bias)
+
+    def _norms(self) -> list[Tensor] | None:
+        if not self.layer_norm:
+            return None
+        names = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")
+        suffixes = [group[0].removeprefix("weight_ih") for group in self._all_weights]
+        return [getattr(self, name + suffix) for suffix in suffixes for name in names]
 
     def reset_parameters(self) -> None:
-        """Draw new parameters, as torch does; then set the biases of the forget gates."""
-        super().reset_parameters()
-        forget_bias: float | None = self.__dict__["forget_bias"]
-        if forget_bias is None:
-            return
+        """Draw new parameters, as torch does; then set forget gates' biases and norms."""
+        bound = self.hidden_size**-0.5
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.startswith("bias_"):
+                if "_ln_" in name:
+                    parameter.fill_(0.0 if name.startswith("bias") else 1.0)
+                    continue
+                torch.nn.init.uniform_(parameter, -bound, bound)
+                if name.startswith("bias_") and self.forget_bias is not None:
                     gate = parameter[self.hidden_size : 2 * self.hidden_size]
-                    gate.fill_(forget_bias if name.startswith("bias_ih") else 0.0)
+                    gate.fill_(self.forget_bias if name.startswith("bias_ih") else 0.0)
+
+    def extra_repr(self) -> str:
+        """Sizes and options that differ from their defaults."""
+        text: str = super().extra_repr()
+        for name in ("forget_bias", "recurrent_dropout", "zoneout", "layer_norm"):
+            value = getattr(self, name)
+            if value != getattr(LSTM, name):
+                text += f", {name}={value}"
+        return text
 
     def forward(
         self,
@@ -127,6 +188,9 @@ class LSTM(torch.nn.RNNBase):
             self.batch_first,
             lengths=lengths,
             batch_sizes=batch_sizes,
+            recurrent_dropout=self.recurrent_dropout,
+            zoneout=self.zoneout,
+            norms=self._norms(),
         )
 
     def _batched_states(self, hx: _States | None, batched: bool) -> _States | None:

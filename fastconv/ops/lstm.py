@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fastconv.ops.lstm_regularized import Group, Regularization
+
 _layer = torch.ops.fastconv.lstm_layer.default
 _States = tuple[Tensor, Tensor]
 
@@ -26,6 +28,9 @@ def lstm(
     *,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
+    norms: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers over whole sequences, with the arguments of :func:`torch.lstm`.
 
@@ -54,6 +59,19 @@ def lstm(
             backward direction starts at each sequence's own end, and only steps that exist are
             computed.
         batch_sizes: int64 ``[T]``: the input is a ``PackedSequence``'s data.
+        recurrent_dropout: probability, in [0, 1), of zeroing a value of ``h_(t-1)`` on its way into
+            the gates when ``train``; one mask per sequence, layer and direction serves all steps,
+            what is left is scaled by ``1 / (1 - p)`` (Gal and Ghahramani 2016).
+        zoneout: probability, in [0, 1), that a unit keeps its old value in a step, or a pair for
+            ``c`` and ``h`` (Krueger et al. 2016). When not ``train``, the expected value:
+            ``h_t = p h_(t-1) + (1 - p) h~_t``, likewise ``c``.
+        norms: layer normalisation (Ba et al. 2016), four tensors per layer and direction:
+            ``weight_ln_ih [4H]``, ``weight_ln_hh [4H]``, ``weight_ln_c [H]``, ``bias_ln_c [H]``.
+            The gates become ``LN(W_ih x_t) + LN(W_hh h_(t-1))``, each normalised over its 4H values
+            (eps 1e-5), with ``b_ih`` and ``b_hh`` as the shifts, and ``h_t = o * tanh(LN(c_t))``.
+
+    The last three combine with each other and with everything else. No kernel computes them: they
+    run step by step, on one operator per step, with ``norms`` on about a dozen of torch's.
 
     Returns:
         ``output [T, B, D * P]`` (laid out like the input), ``h_n`` and ``c_n`` shaped like ``hx``:
@@ -72,7 +90,10 @@ def lstm(
     """
     directions = 2 if bidirectional else 1
     groups = _group_params(params, has_biases, num_layers * directions)
-    if input.dtype in (torch.bfloat16, torch.float16) and not torch._C._is_any_autocast_enabled():
+    regularized = None
+    if recurrent_dropout != 0.0 or zoneout != 0.0 or norms is not None:
+        regularized = Regularization.of(groups, norms, recurrent_dropout, zoneout, train)
+    if regularized is None and _left_to_torch(input):
         return _lstm_by_torch(
             input, hx, params, (has_biases, num_layers, dropout, train, bidirectional, batch_first),
             lengths, batch_sizes, groups[0],
@@ -87,11 +108,14 @@ def lstm(
         outputs = []
         for direction in range(directions):
             k = layer * directions + direction
-            w_ih, w_hh, b_ih, b_hh, w_hr = groups[k]
-            output, h, c = _layer(
-                rows, first[k], second[k], w_ih, w_hh, b_ih, b_hh, w_hr, lengths, batch_sizes,
-                direction == 1,
-            )  # fmt: skip
+            if regularized is not None:
+                output, h, c = regularized.layer(
+                    k, rows, (first[k], second[k]), lengths, batch_sizes, direction == 1
+                )
+            else:
+                output, h, c = _layer(
+                    rows, first[k], second[k], *groups[k], lengths, batch_sizes, direction == 1
+                )
             outputs.append(output)
             last_h.append(h)
             last_c.append(c)
@@ -103,10 +127,7 @@ def lstm(
     return rows, torch.stack(last_h), torch.stack(last_c)
 
 
-_Group = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-
-def _group_params(params: Sequence[Tensor], has_biases: bool, cells: int) -> list[_Group]:
+def _group_params(params: Sequence[Tensor], has_biases: bool, cells: int) -> list[Group]:
     """``W_ih, W_hh, b_ih, b_hh, W_hr`` of every layer and direction; absent ones are None."""
     without = 4 if has_biases else 2
     each, left = divmod(len(params), cells)
@@ -115,7 +136,7 @@ def _group_params(params: Sequence[Tensor], has_biases: bool, cells: int) -> lis
             f"lstm: expected {without} params for each of {cells} layers and directions, or "
             f"{without + 1} with projections, got {len(params)}"
         )
-    groups: list[_Group] = []
+    groups: list[Group] = []
     for start in range(0, len(params), each):
         group = params[start : start + each]
         biases = (group[2], group[3]) if has_biases else (None, None)
@@ -138,6 +159,11 @@ def _unbind_states(
     return hx[0].unbind(0), hx[1].unbind(0)
 
 
+def _left_to_torch(input: Tensor) -> bool:
+    half = input.dtype in (torch.bfloat16, torch.float16)
+    return half and not torch._C._is_any_autocast_enabled()
+
+
 def _lstm_by_torch(
     input: Tensor,
     hx: _States | None,
@@ -145,7 +171,7 @@ def _lstm_by_torch(
     options: tuple[bool, int, float, bool, bool, bool],
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
-    group: _Group,
+    group: Group,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch's own operator, for dtypes that fastconv has no kernels for."""
     batch_dim = 0 if options[-1] else 1
@@ -209,7 +235,7 @@ def _expect(holds: bool, what: str) -> None:
 def _check_shapes(
     input: Tensor,
     states: tuple[Tensor | None, Tensor | None],
-    group: _Group,
+    group: Group,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
 ) -> tuple[int | torch.SymInt, int, int]:
@@ -346,7 +372,7 @@ def lstm_cell(
     Raises:
         ValueError, RuntimeError: as :func:`lstm`.
     """
-    if input.dtype in (torch.bfloat16, torch.float16) and not torch._C._is_any_autocast_enabled():
+    if _left_to_torch(input):
         if hx is None:
             zeros = input.new_zeros(input.shape[0], w_hh.shape[1])
             hx = (zeros, zeros)
