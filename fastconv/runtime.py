@@ -188,4 +188,5 @@ def info() -> dict[str, str | int | list[str] | None]:
         "threads": torch.get_num_threads(),
         "openmp": sorted(_openmp_runtimes()),
         "cuda": _build.CUDA,
+        "cuda_architectures": _build.CUDA_ARCHITECTURES,
     }

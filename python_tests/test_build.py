@@ -19,6 +19,8 @@ import pytest
 import torch
 from subprocesses import run_python
 
+import fastconv
+
 ROOT = Path(__file__).resolve().parent.parent
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
 
@@ -167,6 +169,47 @@ def test_weak_symbols_would_be_noticed(tmp_path: Path) -> None:
     subprocess.run([*compiler.split(), "-c", str(source), "-o", str(target)], check=True)
     listing = subprocess.run(["nm", str(target)], capture_output=True, text=True, check=True).stdout
     assert re.search(r"^[0-9a-f]{16} W ", listing, re.MULTILINE)
+
+
+# --- CUDA ----------------------------------------------------------------------------------------
+
+
+def ops_with_kernels(key: str) -> set[str]:
+    names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    return {name for name in names if name.startswith("fastconv::")}
+
+
+def call_as_cuda(op: object, *arguments: object) -> None:
+    """What the dispatcher does when an argument is a CUDA tensor, without one."""
+    op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments)
+
+
+def test_every_operator_answers_cuda_tensors() -> None:
+    on_cpu, on_cuda = ops_with_kernels("CPU"), ops_with_kernels("CUDA")
+    assert "fastconv::conv2d" in on_cpu
+    assert on_cuda == on_cpu
+
+
+@pytest.mark.skipif(fastconv.runtime.info()["cuda"] is not None, reason="this is a CUDA build")
+def test_cpu_only_build_refuses_cuda_tensors_in_one_sentence() -> None:
+    x, w = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
+    with pytest.raises(NotImplementedError) as raised:
+        call_as_cuda(torch.ops.fastconv.conv2d.default, x, w)
+    assert str(raised.value).splitlines()[0] == (
+        "fastconv::conv2d: expected CPU tensors, got CUDA tensors; "
+        "this build of fastconv has no CUDA kernels"
+    )
+
+
+def test_cuda_of_this_build() -> None:
+    """A CUDA build is one for the CUDA of its torch, and names what it has code for."""
+    info = fastconv.runtime.info()
+    if info["cuda"] is None:
+        assert info["cuda_architectures"] == []
+    else:
+        assert info["cuda"] == torch.version.cuda
+        assert all(re.fullmatch(r"\d{2,3}", name) for name in info["cuda_architectures"])
+        assert info["cuda_architectures"]
 
 
 # --- The wheel and its torch ---------------------------------------------------------------------

@@ -80,7 +80,8 @@ CPP_RULES = [
     ),
     Rule(
         r"bindings/.+",
-        r"(bindings|common|cpu/runtime)/.+|(cpu|cuda)/(?P<dir>(?!gemm)\w+)/(?P=dir)(_reference)?\.h",
+        r"(bindings|common|cpu/runtime)/.+|(cpu|cuda)/(?P<dir>(?!gemm)\w+)/(?P=dir)(_reference)?\.h|"
+        r"cuda/common/device\.h",
         rf"{STD}|{TORCH}|sys/mman\.h",
     ),
     Rule(r"tests/.+", r"\w+\.h|(common|cpu|cuda)/.+", r"[a-z_]+|sys/mman\.h|unistd\.h"),
@@ -292,6 +293,7 @@ def test_one_file_per_instruction_set() -> None:
     for file in kernels:
         stem = re.sub(r"_(scalar|avx2|avx512)\.cpp$", "", file)
         assert {f"{stem}_{isa}.cpp" for isa in ISAS} <= kernels, stem
-    listed = (ROOT / "CMakeLists.txt").read_text()
-    for file in [*ROOT.glob("csrc/cpu/**/*.cpp"), *ROOT.glob("csrc/bindings/*.cpp")]:
+    listed = (ROOT / "CMakeLists.txt").read_text() + (ROOT / "csrc/cmake/cuda.cmake").read_text()
+    sources = ("cpu/**/*.cpp", "cuda/**/*.cu", "cuda/**/*.cpp", "bindings/*.cpp")
+    for file in [file for pattern in sources for file in (ROOT / "csrc").glob(pattern)]:
         assert file.relative_to(ROOT).as_posix() in listed, f"{file.name} is not built"

@@ -11,6 +11,7 @@
 
 #include "bindings/adam_stepper.h"
 #include "bindings/block_cache.h"
+#include "bindings/no_cuda.h"
 #include "bindings/thread_pool.h"
 #include "cpu/peak/peak.h"
 #include "cpu/runtime/isa.h"
@@ -119,6 +120,7 @@ void set_memory_cache_limit(int64_t bytes) {
 
 PYBIND11_MODULE(_C, m) {
   fastconv::bindings::install_torch_thread_pool();
+  fastconv::bindings::refuse_cuda_without_kernels();
   m.def("available_isas", &available_isas);
   m.def("cpu_isa", [] { return std::string(cpu::isa_name(cpu::active_isa())); });
   m.def("force_cpu_isa", &force_cpu_isa, py::arg("name").none(true));

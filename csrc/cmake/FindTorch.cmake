@@ -5,6 +5,8 @@
 # extension against a CUDA build of torch on a machine without a CUDA toolkit (it searches for the
 # toolkit unconditionally), and because it compiles every consumer with torch's own warning flags.
 #
+# Beside it torch::c10_cuda, for CUDA builds of torch: streams and memory of torch's own.
+#
 # Sets Torch_FOUND, Torch_VERSION, Torch_CUDA_VERSION (empty for a CPU build of torch).
 
 execute_process(
@@ -40,4 +42,8 @@ if(NOT TARGET torch::torch)
   foreach(_lib c10 torch_cpu torch torch_python)
     target_link_libraries(torch::torch INTERFACE "${_torch_root}/lib/lib${_lib}.so")
   endforeach()
+endif()
+if(Torch_CUDA_VERSION AND NOT TARGET torch::c10_cuda)
+  add_library(torch::c10_cuda INTERFACE IMPORTED)
+  target_link_libraries(torch::c10_cuda INTERFACE "${_torch_root}/lib/libc10_cuda.so")
 endif()
