@@ -162,7 +162,8 @@ def test_cpp_violation_is_noticed(path: str, line: str) -> None:
 # --- Python --------------------------------------------------------------------------------------
 
 UPPER = ("fastconv.nn", "fastconv.optim", "fastconv.models", "fastconv.recipes",
-         "fastconv.accelerate", "fastconv.compile_backend", "fastconv.cli")  # fmt: skip
+         "fastconv.accelerate", "fastconv._accelerate", "fastconv.integrations",
+         "fastconv.compile_backend", "fastconv.cli")  # fmt: skip
 EXTENSION = ("torch.ops", "fastconv._C")
 
 # Path pattern (below the root): names that must not be imported or reached by attribute.
@@ -170,7 +171,7 @@ PYTHON_RULES = [
     (r"fastconv/ops/.+|fastconv/runtime\.py", UPPER),
     (r"fastconv/(_load|__init__)\.py", ()),
     (r"fastconv/functional\.py", (*UPPER, *EXTENSION)),
-    (r"fastconv/(nn|optim|models|recipes)/.+|fastconv/\w+\.py", EXTENSION),
+    (r"fastconv/(nn|optim|models|recipes|_accelerate|integrations)/.+|fastconv/\w+\.py", EXTENSION),
     (r"(python_tests|benchmarks)/.+", ("fastconv._C",)),
 ]
 

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""Convolution, batch normalisation, activation and pooling that stand one behind the other in an
+``nn.Sequential``, run as one operator.
+
+The modules stay where they are, with their parameters and their names; only the Sequential's
+``forward`` is another one. Each call looks whether the chain may be run as one: with a hook on any
+of its modules, a batch normalisation in training, an input that fastconv does not serve, its
+modules are called one by one, as torch would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from fastconv._accelerate.forwards import FastForward, is_accelerated, served_as
+from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
+from fastconv.ops import conv_block2d
+
+_ACTIVATIONS: dict[type[Module], str] = {
+    torch.nn.ReLU: "relu",
+    torch.nn.LeakyReLU: "leaky_relu",
+    torch.nn.Sigmoid: "sigmoid",
+    torch.nn.Tanh: "tanh",
+}
+_POOLS: dict[type[Module], str] = {torch.nn.MaxPool2d: "max", torch.nn.AvgPool2d: "avg"}
+
+
+def _is_norm(module: Module) -> bool:
+    return type(module) is torch.nn.BatchNorm2d
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Layers of a Sequential, from ``start`` on, that can run as one operator."""
+
+    start: int
+    layers: tuple[Module, ...]  # convolution, then the following, each present or not
+    norm: torch.nn.BatchNorm2d | None
+    activation: Module | None
+    pool: Module | None
+
+    def __call__(self, input: Any) -> Any:
+        if not self.fuses(input):
+            for layer in self.layers:
+                input = layer(input)
+            return input
+        conv: Any = self.layers[0]
+        weight, bias = conv.weight, conv.bias
+        activation, slope, pool = "none", 0.01, "none"
+        pool_size: Any = 2
+        pool_stride: Any = None
+        if self.activation is not None:
+            activation = _ACTIVATIONS[type(self.activation)]
+            slope = getattr(self.activation, "negative_slope", slope)
+        if self.pool is not None:
+            pool = _POOLS[type(self.pool)]
+            pool_size, pool_stride = self.pool.kernel_size, self.pool.stride
+        if self.norm is not None:
+            weight, bias = folded(weight, bias, self.norm)
+        return conv_block2d(
+            input,
+            weight,
+            bias,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            activation=activation,
+            negative_slope=slope,
+            pool=pool,
+            pool_size=pool_size,
+            pool_stride=pool_stride,
+        )
+
+    def fuses(self, input: Any) -> bool:
+        """Whether this call may run as one operator."""
+        conv: Any = self.layers[0]
+        if not runs_on_kernels(input) or global_hooks_exist() or conv.padding_mode != "zeros":
+            return False
+        for layer in self.layers:
+            if not is_plain(layer):
+                return False
+            if layer is conv or layer is self.pool:
+                if not is_accelerated(layer):
+                    return False
+            elif "forward" in layer.__dict__:
+                return False
+        return self._pool_fits() and self._norm_folds(input)
+
+    def _pool_fits(self) -> bool:
+        pool: Any = self.pool
+        if pool is None:
+            return True
+        if pool.ceil_mode or pool.padding not in (0, (0, 0)):
+            return False
+        if isinstance(pool, torch.nn.MaxPool2d):
+            return pool.dilation in (1, (1, 1)) and not pool.return_indices
+        return pool.divisor_override is None
+
+    def _norm_folds(self, input: Tensor) -> bool:
+        norm = self.norm
+        conv: Any = self.layers[0]
+        if norm is None:
+            return True
+        if norm.training or norm.running_mean is None or norm.running_var is None:
+            return False
+        if not folding_pays(input, conv):
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        return not any(
+            parameter is not None and parameter.requires_grad
+            for parameter in (conv.weight, conv.bias, norm.weight, norm.bias)
+        )
+
+
+def folding_pays(input: Tensor, conv: Any) -> bool:
+    """Whether the convolution's weight is smaller than its output, so that it is cheaper to scale
+    (both have ``out_channels`` rows, which are compared)."""
+    stride = conv.stride[0] * conv.stride[1]
+    pixels = input.shape[-2] * input.shape[-1] * (input.shape[0] if input.dim() == 4 else 1)
+    return pixels >= conv.in_channels // conv.groups * math.prod(conv.kernel_size) * stride
+
+
+def folded(
+    weight: Tensor, bias: Tensor | None, norm: torch.nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does the batch normalisation in eval mode, too.
+
+    ``(conv(x) - mean) * gamma / sqrt(var + eps) + beta``, after Jacob et al. 2018
+    (arXiv:1712.05877). Computed at every call: nothing can go stale.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -mean * scale if bias is None else (bias - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return weight * scale.view(-1, 1, 1, 1), shift
+
+
+def find_chains(layers: Sequence[Module]) -> list[Chain]:
+    """The chains among the layers of a Sequential, in order; none overlap."""
+    chains = []
+    position = 0
+    while position < len(layers):
+        chain = _chain_at(layers, position)
+        if chain is not None:
+            chains.append(chain)
+        position += len(chain.layers) if chain is not None else 1
+    return chains
+
+
+def _chain_at(layers: Sequence[Module], start: int) -> Chain | None:
+    if served_as(layers[start]) is not torch.nn.Conv2d or not is_accelerated(layers[start]):
+        return None
+    end = start + 1
+
+    def take(fits: bool) -> Module | None:
+        nonlocal end
+        end += fits
+        return layers[end - 1] if fits else None
+
+    norm: Any = take(end < len(layers) and _is_norm(layers[end]))
+    activation = take(end < len(layers) and type(layers[end]) in _ACTIVATIONS)
+    pool = take(end < len(layers) and type(layers[end]) in _POOLS and is_accelerated(layers[end]))
+    if end == start + 1:
+        return None
+    return Chain(start, tuple(layers[start:end]), norm, activation, pool)
+
+
+class SequentialForward(FastForward):
+    """The ``forward`` of an accelerated ``nn.Sequential``: its chains and single layers in order.
+
+    The plan is made anew when layers were added, removed or exchanged, and after copying.
+    """
+
+    __slots__ = ("_layers", "_steps")
+
+    def __init__(self, module: Module, function: Any = None) -> None:
+        super().__init__(module, function)
+        self._layers: tuple[Any, ...] = ()
+        self._steps: list[Any] = []
+
+    def forget_plan(self) -> None:
+        """Makes the next call look for chains again."""
+        self._layers = ()
+
+    def steps(self) -> list[Any]:
+        """Chains and modules to be called one after the other."""
+        layers: tuple[Any, ...] = tuple(self.module._modules.values())
+        if layers != self._layers:
+            steps: list[Any] = list(layers)
+            for chain in reversed(find_chains(layers)):
+                steps[chain.start : chain.start + len(chain.layers)] = [chain]
+            self._layers, self._steps = layers, steps
+        return self._steps
+
+    def __call__(self, input: Any) -> Any:
+        for step in self.steps():
+            input = step(input)
+        return input
+
+    def chains(self) -> list[Chain]:
+        """The chains of the present layers."""
+        return [step for step in self.steps() if isinstance(step, Chain)]
+
+
+def is_sequential(module: Module) -> bool:
+    """Whether torch would run the module as a Sequential, so that its forward may be replaced."""
+    return (
+        isinstance(module, torch.nn.Sequential)
+        and type(module).forward is torch.nn.Sequential.forward
+        and "forward" not in module.__dict__
+    )

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""What computes an accelerated layer: the ``forward`` functions of ``fastconv.nn`` on the layer of
+``torch.nn``, bound to the instance.
+
+The class of a layer never changes, because programs look at it: captum's DeepLift and LRP, FLOP
+counters, quantization and per-sample gradients all search ``type(module)`` in a table. What changes
+is one entry of the instance's ``__dict__``, ``"forward"``, which ``Module.__call__`` finds before
+the class's method. Taking it out restores the layer completely.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from fastconv._accelerate.guards import runs_on_kernels
+from fastconv._accelerate.recurrent import lstm_cell_forward, lstm_forward
+from fastconv.nn import AvgPool2d, Conv2d, MaxPool2d
+from fastconv.ops import avg_pool2d
+
+_Function = Callable[..., Any]
+
+
+class FastForward:
+    """The ``forward`` of one accelerated module: a function of this file with the module before the
+    other arguments.
+
+    It refers to the module weakly, so that a deleted model is freed at once; ``deepcopy`` and
+    ``pickle`` bind the copy's forward to the copied module.
+    """
+
+    __slots__ = ("__weakref__", "_function", "_module")
+
+    def __init__(self, module: Module, function: _Function) -> None:
+        self._module = weakref.ref(module)
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(self._module(), *args, **kwargs)
+
+    @property
+    def module(self) -> Module:
+        """The module whose forward this is."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module of this forward was deleted")
+        return module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastForward:
+        return type(self)(copy.deepcopy(self.module, memo), self._function)
+
+    def __getstate__(self) -> tuple[Module, _Function]:
+        return self.module, self._function
+
+    def __setstate__(self, state: tuple[Module, _Function]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    @property
+    def __globals__(self) -> dict[str, Any]:
+        # What torch.jit.script asks a function for, before it would fail on something obscure.
+        raise RuntimeError(
+            "torch.jit.script cannot compile an accelerated model; call fastconv.restore(model) "
+            "first (torch.jit.trace, torch.export and torch.compile work)"
+        )
+
+
+def conv2d_forward(module: torch.nn.Conv2d, input: Tensor) -> Tensor:
+    if not runs_on_kernels(input):
+        return type(module).forward(module, input)
+    return Conv2d._conv_forward(module, input, module.weight, module.bias)  # type: ignore[arg-type]
+
+
+def max_pool2d_forward(module: torch.nn.MaxPool2d, input: Tensor) -> Any:
+    if not runs_on_kernels(input):
+        return type(module).forward(module, input)
+    return MaxPool2d.forward(module, input)  # type: ignore[arg-type]
+
+
+def avg_pool2d_forward(module: torch.nn.AvgPool2d, input: Tensor) -> Tensor:
+    if not runs_on_kernels(input):
+        return type(module).forward(module, input)
+    return AvgPool2d.forward(module, input)  # type: ignore[arg-type]
+
+
+def adaptive_avg_pool2d_forward(module: torch.nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
+    """Average pooling where the windows are all of one size and do not overlap."""
+    if runs_on_kernels(input) and input.dim() in (3, 4):
+        wanted = module.output_size
+        pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+        height, width = input.shape[-2:]
+        rows, columns = (
+            size if output is None else output
+            for size, output in zip((height, width), pair, strict=True)
+        )
+        if rows > 0 and columns > 0 and height >= rows and width >= columns:
+            window = (height // rows, width // columns)
+            if window[0] * rows == height and window[1] * columns == width:
+                return avg_pool2d(input, window)
+    return type(module).forward(module, input)
+
+
+# A layer is served when its class computes by these very functions: subclasses that only add
+# something (parametrizations, FSDP) are, subclasses with a forward of their own are not.
+_LAYERS: tuple[tuple[type[Module], _Function], ...] = (
+    (torch.nn.Conv2d, conv2d_forward),
+    (torch.nn.MaxPool2d, max_pool2d_forward),
+    (torch.nn.AvgPool2d, avg_pool2d_forward),
+    (torch.nn.AdaptiveAvgPool2d, adaptive_avg_pool2d_forward),
+    (torch.nn.LSTM, lstm_forward),
+    (torch.nn.LSTMCell, lstm_cell_forward),
+)
+
+
+def served_as(module: Module) -> type[Module] | None:
+    """The class of ``torch.nn`` that fastconv serves the module as; None if it serves it not."""
+    for layer, _ in _LAYERS:
+        if isinstance(module, layer):
+            return layer
+    return None
+
+
+def forward_for(module: Module) -> FastForward | str:
+    """A fast forward for the module, not yet in place; or why there is none, as half a sentence."""
+    if type(module).__module__.startswith("fastconv."):
+        return "a layer of fastconv already"
+    layer = served_as(module)
+    if layer is None:
+        return "fastconv has no kernel for it"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    if type(module).forward is not layer.forward:
+        return "its class has a forward of its own"
+    if isinstance(module, torch.nn.Conv2d) and (
+        type(module)._conv_forward is not torch.nn.Conv2d._conv_forward
+        or "_conv_forward" in module.__dict__
+    ):
+        return "its class has a _conv_forward of its own"
+    return FastForward(module, dict(_LAYERS)[layer])
+
+
+def is_accelerated(module: Module) -> bool:
+    """Whether this very module runs on a forward of this package."""
+    return isinstance(module.__dict__.get("forward"), FastForward)
