@@ -34,6 +34,31 @@ bool options_fuse(const Tensor& input, const Tensor& weight, const OptionalTenso
          conv2d_memory_format(input, weight) == at::MemoryFormat::Contiguous;
 }
 
+Tensor pooled_by_torch(const Tensor& x, const ConvBlock2dOptions& o) {
+  if (o.pool == PoolKind::kMax) return at::max_pool2d(x, o.pool_size, o.pool_stride);
+  if (o.pool == PoolKind::kAvg) return at::avg_pool2d(x, o.pool_size, o.pool_stride);
+  return x;
+}
+
+// `x` belongs to nobody else. A slope below zero hides from the backward pass, which sees nothing
+// but the result, what the input was.
+Tensor activate_in_place(Tensor x, Activation activation, double negative_slope) {
+  switch (activation) {
+    case Activation::kRelu:
+      return x.relu_();
+    case Activation::kLeakyRelu:
+      return negative_slope >= 0 ? at::leaky_relu_(x, negative_slope)
+                                 : at::leaky_relu(x, negative_slope);
+    case Activation::kSigmoid:
+      return x.sigmoid_();
+    case Activation::kTanh:
+      return x.tanh_();
+    case Activation::kNone:
+      break;
+  }
+  return x;
+}
+
 int64_t plain_size(const Tensor& tensor, int64_t dimension) {
   return tensor.sym_size(dimension).guard_int(__FILE__, __LINE__);
 }
@@ -89,18 +114,23 @@ cpu::ConvBlock2dShape parse_fused_args(const Tensor& input, const Tensor& weight
 
 Tensor composed_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const ConvBlock2dOptions& o, bool on_torch) {
-  const Tensor convolved = on_torch ? at::conv2d(input, weight, bias, o.conv.stride, o.conv.padding,
-                                                 o.conv.dilation, o.conv.groups)
-                                    : call_conv2d(input, weight, bias, o.conv);
-  const Tensor x = activate(convolved, o.activation, o.negative_slope);
+  if (on_torch)
+    return pooled_by_torch(activate(at::conv2d(input, weight, bias, o.conv.stride, o.conv.padding,
+                                               o.conv.dilation, o.conv.groups),
+                                    o.activation, o.negative_slope),
+                           o);
+  Tensor x = call_conv2d(input, weight, bias, o.conv);
   const int64_t none[] = {0, 0}, one[] = {1, 1};
-  if (o.pool == PoolKind::kMax)
-    return on_torch ? at::max_pool2d(x, o.pool_size, o.pool_stride)
-                    : call_max_pool2d(x, {o.pool_size, o.pool_stride, none, one, false});
+  const auto max_pooled = [&](const Tensor& t) {
+    return call_max_pool2d(t, {o.pool_size, o.pool_stride, none, one, false});
+  };
+  // ReLU and the maximum commute, gradients included: ties among positive values stay ties, and
+  // windows without one pass nothing on. The smaller map is the cheaper one to clamp.
+  if (o.pool == PoolKind::kMax && o.activation == Activation::kRelu) return max_pooled(x).relu_();
+  x = activate_in_place(x, o.activation, o.negative_slope);
+  if (o.pool == PoolKind::kMax) return max_pooled(x);
   if (o.pool == PoolKind::kAvg)
-    return on_torch
-               ? at::avg_pool2d(x, o.pool_size, o.pool_stride)
-               : call_avg_pool2d(x, {o.pool_size, o.pool_stride, none, false, true, std::nullopt});
+    return call_avg_pool2d(x, {o.pool_size, o.pool_stride, none, false, true, std::nullopt});
   return x;
 }
 
