@@ -12,13 +12,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.nn import Module
+from torch.nn import Linear, Module
 from torch.optim import Optimizer
 
-from fastconv._accelerate.chains import SequentialForward, is_sequential
 from fastconv._accelerate.forwards import FastForward, forward_for, is_accelerated, served_as
 from fastconv._accelerate.optimizer import exchange, exchange_back
 from fastconv._accelerate.report import Fused, Left, Report, Swapped
+from fastconv._accelerate.sequential import SequentialForward, is_sequential
 
 _Filter = Callable[[Module, str], bool]
 
@@ -48,12 +48,13 @@ def accelerate(
         model: any module.
         optimizer: a ``torch.optim.Adam`` or ``AdamW``, which becomes fastconv's: the same object,
             with its parameter groups and state. Others stay as they are.
-        filter_fn: ``filter_fn(module, name)`` of every layer that could be swapped; False leaves it
-            on torch.
+        filter_fn: ``filter_fn(module, name)`` of every layer that could be swapped, and of linear
+            layers that could be fused; False leaves it on torch.
         fuse: run convolution, activation and pooling that follow each other in an
             ``nn.Sequential`` as one operator, and in eval mode, when their parameters need no
-            gradient, batch normalisation too. Falls back to the single layers whenever one of them
-            has hooks.
+            gradient, batch normalisation too; so do small linear layers with one and the same
+            activation between them. Falls back to the single layers whenever one of them has
+            hooks.
 
     Returns:
         The report: ``swapped``, ``fused``, ``left`` (with reasons) and ``optimizer``; ``str()`` is
@@ -120,7 +121,7 @@ def _accelerate(
         _swap(module, name, filter_fn, report, changed)
     if fuse:
         for module, name in names.items():
-            _fuse(module, name, report, changed)
+            _fuse(module, name, filter_fn, report, changed)
     fused = {layer for chain in report.fused for layer in chain.layers}
     report.left = [entry for entry in report.left if entry.name not in fused]
     exchanged = optimizer is not None and _exchange(model, optimizer, report)
@@ -161,13 +162,19 @@ def _swap(
     report.swapped.append(Swapped(name, kind))
 
 
-def _fuse(module: Module, name: str, report: Report, changed: list[Module]) -> None:
+def _fuse(
+    module: Module, name: str, filter_fn: _Filter | None, report: Report, changed: list[Module]
+) -> None:
+    prefix = name + "." if name else ""
     current = module.__dict__.get("forward")
     if isinstance(current, SequentialForward):
         forward = current
         forward.forget_plan()  # other layers may have been swapped since
     elif is_sequential(module):
-        forward = SequentialForward(module)
+        linears = [(m, prefix + key) for key, m in module._modules.items() if isinstance(m, Linear)]
+        forward = SequentialForward(
+            module, filter_fn is None or all(filter_fn(m, key) for m, key in linears)
+        )
     else:
         return
     chains = forward.chains()
@@ -177,7 +184,6 @@ def _fuse(module: Module, name: str, report: Report, changed: list[Module]) -> N
         module.__dict__["forward"] = forward
         changed.append(module)
     keys = list(module._modules)
-    prefix = name + "." if name else ""
     for chain in chains:
         layers = keys[chain.start : chain.start + len(chain.layers)]
         types = tuple(type(layer).__name__ for layer in chain.layers)

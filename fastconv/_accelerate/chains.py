@@ -1,12 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Convolution, batch normalisation, activation and pooling that stand one behind the other in an
-``nn.Sequential``, run as one operator.
-
-The modules stay where they are, with their parameters and their names; only the Sequential's
-``forward`` is another one. Each call looks whether the chain may be run as one: with a hook on any
-of its modules, a batch normalisation in training, an input that fastconv does not serve, its
-modules are called one by one, as torch would.
-"""
+"""Convolution, batch normalisation, activation and pooling that stand one behind the other, run as
+one operator."""
 
 from __future__ import annotations
 
@@ -19,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from fastconv._accelerate.forwards import FastForward, is_accelerated, served_as
+from fastconv._accelerate.forwards import is_accelerated, served_as
 from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
 from fastconv.ops import conv_block2d
 
-_ACTIVATIONS: dict[type[Module], str] = {
+ACTIVATIONS: dict[type[Module], str] = {
     torch.nn.ReLU: "relu",
     torch.nn.LeakyReLU: "leaky_relu",
     torch.nn.Sigmoid: "sigmoid",
@@ -34,6 +28,13 @@ _POOLS: dict[type[Module], str] = {torch.nn.MaxPool2d: "max", torch.nn.AvgPool2d
 
 def _is_norm(module: Module) -> bool:
     return type(module) is torch.nn.BatchNorm2d
+
+
+def call_in_turn(layers: Sequence[Module], input: Any) -> Any:
+    """What ``nn.Sequential`` does."""
+    for layer in layers:
+        input = layer(input)
+    return input
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +49,14 @@ class Chain:
 
     def __call__(self, input: Any) -> Any:
         if not self.fuses(input):
-            for layer in self.layers:
-                input = layer(input)
-            return input
+            return call_in_turn(self.layers, input)
         conv: Any = self.layers[0]
         weight, bias = conv.weight, conv.bias
         activation, slope, pool = "none", 0.01, "none"
         pool_size: Any = 2
         pool_stride: Any = None
         if self.activation is not None:
-            activation = _ACTIVATIONS[type(self.activation)]
+            activation = ACTIVATIONS[type(self.activation)]
             slope = getattr(self.activation, "negative_slope", slope)
         if self.pool is not None:
             pool = _POOLS[type(self.pool)]
@@ -149,19 +148,8 @@ def folded(
     return weight * scale.view(-1, 1, 1, 1), shift
 
 
-def find_chains(layers: Sequence[Module]) -> list[Chain]:
-    """The chains among the layers of a Sequential, in order; none overlap."""
-    chains = []
-    position = 0
-    while position < len(layers):
-        chain = _chain_at(layers, position)
-        if chain is not None:
-            chains.append(chain)
-        position += len(chain.layers) if chain is not None else 1
-    return chains
-
-
-def _chain_at(layers: Sequence[Module], start: int) -> Chain | None:
+def chain_at(layers: Sequence[Module], start: int) -> Chain | None:
+    """The chain that begins with the layer at ``start``, if one does."""
     if served_as(layers[start]) is not torch.nn.Conv2d or not is_accelerated(layers[start]):
         return None
     end = start + 1
@@ -172,54 +160,8 @@ def _chain_at(layers: Sequence[Module], start: int) -> Chain | None:
         return layers[end - 1] if fits else None
 
     norm: Any = take(end < len(layers) and _is_norm(layers[end]))
-    activation = take(end < len(layers) and type(layers[end]) in _ACTIVATIONS)
+    activation = take(end < len(layers) and type(layers[end]) in ACTIVATIONS)
     pool = take(end < len(layers) and type(layers[end]) in _POOLS and is_accelerated(layers[end]))
     if end == start + 1:
         return None
     return Chain(start, tuple(layers[start:end]), norm, activation, pool)
-
-
-class SequentialForward(FastForward):
-    """The ``forward`` of an accelerated ``nn.Sequential``: its chains and single layers in order.
-
-    The plan is made anew when layers were added, removed or exchanged, and after copying.
-    """
-
-    __slots__ = ("_layers", "_steps")
-
-    def __init__(self, module: Module, function: Any = None) -> None:
-        super().__init__(module, function)
-        self._layers: tuple[Any, ...] = ()
-        self._steps: list[Any] = []
-
-    def forget_plan(self) -> None:
-        """Makes the next call look for chains again."""
-        self._layers = ()
-
-    def steps(self) -> list[Any]:
-        """Chains and modules to be called one after the other."""
-        layers: tuple[Any, ...] = tuple(self.module._modules.values())
-        if layers != self._layers:
-            steps: list[Any] = list(layers)
-            for chain in reversed(find_chains(layers)):
-                steps[chain.start : chain.start + len(chain.layers)] = [chain]
-            self._layers, self._steps = layers, steps
-        return self._steps
-
-    def __call__(self, input: Any) -> Any:
-        for step in self.steps():
-            input = step(input)
-        return input
-
-    def chains(self) -> list[Chain]:
-        """The chains of the present layers."""
-        return [step for step in self.steps() if isinstance(step, Chain)]
-
-
-def is_sequential(module: Module) -> bool:
-    """Whether torch would run the module as a Sequential, so that its forward may be replaced."""
-    return (
-        isinstance(module, torch.nn.Sequential)
-        and type(module).forward is torch.nn.Sequential.forward
-        and "forward" not in module.__dict__
-    )

@@ -28,21 +28,21 @@ _Function = Callable[..., Any]
 
 
 class FastForward:
-    """The ``forward`` of one accelerated module: a function of this file with the module before the
-    other arguments.
+    """The ``forward`` of one accelerated module: ``what``, a function of this package, with the
+    module before the other arguments.
 
     It refers to the module weakly, so that a deleted model is freed at once; ``deepcopy`` and
     ``pickle`` bind the copy's forward to the copied module.
     """
 
-    __slots__ = ("__weakref__", "_function", "_module")
+    __slots__ = ("__weakref__", "_module", "_what")
 
-    def __init__(self, module: Module, function: _Function) -> None:
+    def __init__(self, module: Module, what: Any) -> None:
         self._module = weakref.ref(module)
-        self._function = function
+        self._what = what
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(self._module(), *args, **kwargs)
+        return self._what(self._module(), *args, **kwargs)
 
     @property
     def module(self) -> Module:
@@ -53,12 +53,12 @@ class FastForward:
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastForward:
-        return type(self)(copy.deepcopy(self.module, memo), self._function)
+        return type(self)(copy.deepcopy(self.module, memo), self._what)
 
-    def __getstate__(self) -> tuple[Module, _Function]:
-        return self.module, self._function
+    def __getstate__(self) -> tuple[Module, Any]:
+        return self.module, self._what
 
-    def __setstate__(self, state: tuple[Module, _Function]) -> None:
+    def __setstate__(self, state: tuple[Module, Any]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
     @property

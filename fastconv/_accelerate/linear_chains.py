@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Fully connected layers that stand one behind the other, run as one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from fastconv._accelerate.chains import ACTIVATIONS, call_in_turn
+from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
+from fastconv.ops import mlp
+
+_LARGEST_WEIGHT = 262_144  # what the operator's kernels serve
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChain:
+    """Linear layers of a Sequential with one and the same activation between them."""
+
+    start: int
+    layers: tuple[Module, ...]  # linear, activation, linear, ..., linear
+    activation: str
+    negative_slope: float
+
+    def __call__(self, input: Any) -> Any:
+        if not self.fuses(input):
+            return call_in_turn(self.layers, input)
+        linears: Any = self.layers[::2]
+        return mlp(
+            input,
+            [layer.weight for layer in linears],
+            [layer.bias for layer in linears],
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )
+
+    def fuses(self, input: Any) -> bool:
+        """Whether this call may run as one operator. Its backward pass computes the gradients of
+        all weights, so frozen layers run by themselves."""
+        if not runs_on_kernels(input) or input.dim() != 2 or global_hooks_exist():
+            return False
+        for layer in self.layers:
+            if not is_plain(layer) or "forward" in layer.__dict__:
+                return False
+        for layer in self.layers[1::2]:
+            if getattr(layer, "negative_slope", self.negative_slope) != self.negative_slope:
+                return False
+        parameters = [p for layer in self.layers[::2] for p in (layer.weight, layer.bias)]
+        if any(p is None for p in parameters):
+            return False
+        return not torch.is_grad_enabled() or all(p.requires_grad for p in parameters)
+
+
+def _is_linear(module: Module) -> bool:
+    return (
+        isinstance(module, torch.nn.Linear)
+        and type(module).forward is torch.nn.Linear.forward
+        and module.bias is not None
+        and module.in_features * module.out_features <= _LARGEST_WEIGHT
+    )
+
+
+def linear_chain_at(layers: Sequence[Module], start: int) -> LinearChain | None:
+    """The chain of at least two linear layers that begins at ``start``, if one does."""
+    if not _is_linear(layers[start]) or start + 2 >= len(layers):
+        return None
+    kind = type(layers[start + 1])
+    slope = getattr(layers[start + 1], "negative_slope", 0.01)
+    end = start + 1
+    while (
+        kind in ACTIVATIONS
+        and end + 1 < len(layers)
+        and type(layers[end]) is kind
+        and getattr(layers[end], "negative_slope", 0.01) == slope
+        and _is_linear(layers[end + 1])
+    ):
+        end += 2
+    if end == start + 1:
+        return None
+    return LinearChain(start, tuple(layers[start:end]), ACTIVATIONS[kind], slope)
