@@ -15,6 +15,7 @@ from typing import Any
 from torch.nn import Linear, Module
 from torch.optim import Optimizer
 
+from fastconv._accelerate.fold import FoldingForward, bind, pairs_in
 from fastconv._accelerate.forwards import FastForward, forward_for, is_accelerated, served_as
 from fastconv._accelerate.optimizer import exchange, exchange_back
 from fastconv._accelerate.report import Fused, Left, Report, Swapped
@@ -34,6 +35,7 @@ def accelerate(
     optimizer: Optimizer | None = None,
     filter_fn: _Filter | None = None,
     fuse: bool = True,
+    fold_bn: bool = False,
 ) -> Report:
     """Makes the layers of ``model`` run on fastconv's operators, in place.
 
@@ -55,6 +57,10 @@ def accelerate(
             gradient, batch normalisation too; so do small linear layers with one and the same
             activation between them. Falls back to the single layers whenever one of them has
             hooks.
+        fold_bn: also fold batch normalisation into the convolution before it where a module of the
+            model calls the two in code of its own, under the same conditions. ``torch.fx`` must be
+            able to follow that module's ``forward``, which it runs once on symbolic values; where
+            it cannot, the report says so. Parameters stay as they are.
 
     Returns:
         The report: ``swapped``, ``fused``, ``left`` (with reasons) and ``optimizer``; ``str()`` is
@@ -67,7 +73,7 @@ def accelerate(
 
         print(fastconv.accelerate(model, optimizer=optimizer))
     """
-    return _accelerate(model, optimizer, filter_fn, fuse)[0]
+    return _accelerate(model, optimizer, filter_fn, fuse, fold_bn)[0]
 
 
 def restore(model: Module) -> Module:
@@ -92,6 +98,7 @@ def accelerated(
     optimizer: Optimizer | None = None,
     filter_fn: _Filter | None = None,
     fuse: bool = True,
+    fold_bn: bool = False,
 ) -> Iterator[Report]:
     """:func:`accelerate` for the length of a ``with``; what was accelerated before stays so.
 
@@ -100,7 +107,7 @@ def accelerated(
         with fastconv.accelerated(model):
             y = model(x)
     """
-    report, undo = _accelerate(model, optimizer, filter_fn, fuse)
+    report, undo = _accelerate(model, optimizer, filter_fn, fuse, fold_bn)
     try:
         yield report
     finally:
@@ -108,7 +115,11 @@ def accelerated(
 
 
 def _accelerate(
-    model: Module, optimizer: Optimizer | None, filter_fn: _Filter | None, fuse: bool
+    model: Module,
+    optimizer: Optimizer | None,
+    filter_fn: _Filter | None,
+    fuse: bool,
+    fold_bn: bool,
 ) -> tuple[Report, Callable[[], None]]:
     _check_module("accelerate", model)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
@@ -122,6 +133,9 @@ def _accelerate(
     if fuse:
         for module, name in names.items():
             _fuse(module, name, filter_fn, report, changed)
+    if fold_bn:
+        for module, name in names.items():
+            _fold(module, name, names, report, changed)
     fused = {layer for chain in report.fused for layer in chain.layers}
     report.left = [entry for entry in report.left if entry.name not in fused]
     exchanged = optimizer is not None and _exchange(model, optimizer, report)
@@ -188,6 +202,26 @@ def _fuse(
         layers = keys[chain.start : chain.start + len(chain.layers)]
         types = tuple(type(layer).__name__ for layer in chain.layers)
         report.fused.append(Fused(name, tuple(prefix + key for key in layers), types))
+
+
+def _fold(
+    module: Module,
+    name: str,
+    names: dict[Module, str],
+    report: Report,
+    changed: list[Module],
+) -> None:
+    pairs = pairs_in(module)
+    if isinstance(pairs, str):
+        report.left.append(Left(name, type(module).__name__, f"fold_bn: {pairs}"))
+        return
+    if pairs:
+        changed += bind(module, pairs)
+    current = module.__dict__.get("forward")
+    if isinstance(current, FoldingForward):
+        for pair in current.pairs:
+            types = tuple(type(layer).__name__ for layer in pair)
+            report.fused.append(Fused(name, tuple(names[layer] for layer in pair), types))
 
 
 def _exchange(model: Module, optimizer: Optimizer, report: Report) -> bool:

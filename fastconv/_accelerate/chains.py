@@ -91,7 +91,9 @@ class Chain:
                     return False
             elif "forward" in layer.__dict__:
                 return False
-        return self._pool_fits() and self._norm_folds(input)
+        if self.norm is not None and not norm_folds(input, conv, self.norm):
+            return False
+        return self._pool_fits()
 
     def _pool_fits(self) -> bool:
         pool: Any = self.pool
@@ -103,24 +105,23 @@ class Chain:
             return pool.dilation in (1, (1, 1)) and not pool.return_indices
         return pool.divisor_override is None
 
-    def _norm_folds(self, input: Tensor) -> bool:
-        norm = self.norm
-        conv: Any = self.layers[0]
-        if norm is None:
-            return True
-        if norm.training or norm.running_mean is None or norm.running_var is None:
-            return False
-        if not folding_pays(input, conv):
-            return False
-        if not torch.is_grad_enabled():
-            return True
-        return not any(
-            parameter is not None and parameter.requires_grad
-            for parameter in (conv.weight, conv.bias, norm.weight, norm.bias)
-        )
+
+def norm_folds(input: Tensor, conv: Any, norm: torch.nn.BatchNorm2d) -> bool:
+    """Whether the normalisation behind a convolution can and should be folded into it: in eval
+    mode, where no gradient of their parameters is needed, and where it is cheaper."""
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return False
+    if not _folding_pays(input, conv):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(
+        parameter is not None and parameter.requires_grad
+        for parameter in (conv.weight, conv.bias, norm.weight, norm.bias)
+    )
 
 
-def folding_pays(input: Tensor, conv: Any) -> bool:
+def _folding_pays(input: Tensor, conv: Any) -> bool:
     """Whether the convolution's weight is smaller than its output, so that it is cheaper to scale
     (both have ``out_channels`` rows, which are compared)."""
     stride = conv.stride[0] * conv.stride[1]

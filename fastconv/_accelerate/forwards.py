@@ -11,6 +11,7 @@ the class's method. Taking it out restores the layer completely.
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,8 @@ class FastForward:
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastForward:
-        return type(self)(copy.deepcopy(self.module, memo), self._what)
+        what = copy.deepcopy(self._what, memo)
+        return type(self)(copy.deepcopy(self.module, memo), what)
 
     def __getstate__(self) -> tuple[Module, Any]:
         return self.module, self._what
@@ -61,10 +63,19 @@ class FastForward:
     def __setstate__(self, state: tuple[Module, Any]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
+    def computes(self, function: _Function) -> bool:
+        """Whether it is this function that runs."""
+        return self._what is function
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(type(self.module).forward.__get__(self.module))
+
     @property
     def __globals__(self) -> dict[str, Any]:
-        # What torch.jit.script asks a function for, before it would fail on something obscure.
-        raise RuntimeError(
+        # torch.jit.script asks for it, and would otherwise fail on that. torch.fx asks, too, and
+        # does without.
+        raise AttributeError(
             "torch.jit.script cannot compile an accelerated model; call fastconv.restore(model) "
             "first (torch.jit.trace, torch.export and torch.compile work)"
         )
