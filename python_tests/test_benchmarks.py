@@ -87,6 +87,37 @@ def test_compare_prints_and_records(tmp_path: Path) -> None:
         assert 0 < row["share"] < 3
 
 
+def test_models_prints_and_records(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "bench_models.py", "--small", "--batch", "2",
+               "--seconds", "0", "--turns", "1", "--json", tmp_path / "o.json"]  # fmt: skip
+    for networks, recorded in ((["lenet5", "lstm_lm"], 4), (["lenet5", "autoencoder"], 6)):
+        done = subprocess.run(
+            [*command, *networks], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        for word in ("torch eager", "torch tuned", "fastconv", "losses", "geometric mean"):
+            assert word in done.stdout
+        rows = json.loads((tmp_path / "o.json").read_text())["rows"]
+        assert len(rows) == recorded, "a network measured again replaces its rows"
+    for row in rows:
+        ours = row["milliseconds"]["fastconv"]
+        for side, ratio in row["ratio"].items():
+            assert ratio == pytest.approx(row["milliseconds"][side] / ours)
+
+
+def test_models_refuses_a_wrong_result() -> None:
+    models = load("bench_models")
+    right = torch.tensor([1.0, 2.0])
+    models.check_outputs("net", {"torch eager": right, "fastconv": right})
+    models.check_losses("net", {"torch eager": [1.0, 0.9], "fastconv": [1.0, 0.9]})
+    for wrong in (right + 1e-3, right * math.nan):
+        with pytest.raises(SystemExit, match="net, fastconv: expected outputs"):
+            models.check_outputs("net", {"torch eager": right, "fastconv": wrong})
+    for wrong in ([1.001, 0.9], [1.0, math.nan]):
+        with pytest.raises(SystemExit, match="net, fastconv: expected losses"):
+            models.check_losses("net", {"torch eager": [1.0, 0.9], "fastconv": wrong})
+
+
 def test_compare_refuses_a_wrong_result(compare: ModuleType) -> None:
     right = torch.ones(4)
     assert compare.worst_error([right], [right]) == 0

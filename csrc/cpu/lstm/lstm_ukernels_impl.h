@@ -44,13 +44,10 @@ constexpr int64_t kCellTerms = 128;
 template <int Rows, int Blocks>
 using CellSums = Simd::Reg[Rows][Blocks * kGates];
 
-// `depth` terms of a product; the blocks of `weights` are block_step floats apart. Inlined by
-// force, as what follows: a call would keep the sums in memory, which costs a factor of two to
-// three.
+// `depth` terms of a product; the blocks of `weights` are block_step floats apart.
 template <int Rows, int Blocks>
-[[gnu::always_inline]] inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth,
-                                             const float* a, int64_t a_pitch, const float* weights,
-                                             int64_t block_step) {
+inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
+                      const float* weights, int64_t block_step) {
   for (int64_t k = 0; k < depth; ++k) {
     Simd::Reg ak[Rows];
 #pragma GCC unroll 8
@@ -76,8 +73,8 @@ struct CellRuns {
   int64_t room = kCellTerms;  // terms left of this run
   bool spilled = false;
 
-  [[gnu::always_inline]] inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a,
-                                         int64_t a_pitch, const float* weights) {
+  inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
+                  const float* weights) {
     const int64_t block_step = depth * kGates * kLanes;
     for (int64_t k = 0; k < depth;) {
       if (room == 0) {
@@ -96,7 +93,7 @@ struct CellRuns {
     }
   }
 
-  [[gnu::always_inline]] inline void spill(const CellSums<Rows, Blocks>& acc) {
+  inline void spill(const CellSums<Rows, Blocks>& acc) {
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 16
