@@ -508,8 +508,8 @@ constexpr ChannelFamily channel_family() {
   return {Columns, Vectors, MaxLines, Tiles::kTiles};
 }
 
-template <int KernelWidth, int Channels>
-void dot_tile(const DotTile& tile) {
+template <int KernelWidth, int Channels, bool Bias>
+void dot_rows(const DotTile& tile) {
   typename Simd::Reg acc[Channels][KernelWidth];
   typename Simd::Reg bias[Channels];
 #pragma GCC unroll 8
@@ -518,41 +518,55 @@ void dot_tile(const DotTile& tile) {
 #pragma GCC unroll 8
     for (int q = 0; q < KernelWidth; ++q) acc[o][q] = Simd::zero();
   }
+  const int64_t grad_channel = tile.grad_channel;
+  const auto add = [&](const float* line, const float* grad, const auto& load)
+                       __attribute__((always_inline)) {
+                         typename Simd::Reg x[KernelWidth];
+#pragma GCC unroll 8
+                         for (int q = 0; q < KernelWidth; ++q) {
+                           x[q] = load(line + q);
+                           Simd::keep(x[q]);
+                         }
+#pragma GCC unroll 8
+                         for (int o = 0; o < Channels; ++o) {
+                           const auto go = load(grad + o * grad_channel);
+                           if constexpr (Bias) bias[o] = Simd::add(bias[o], go);
+#pragma GCC unroll 8
+                           for (int q = 0; q < KernelWidth; ++q)
+                             acc[o][q] = Simd::fma(go, x[q], acc[o][q]);
+                         }
+                       };
 
   const int64_t whole = tile.width / kLanes * kLanes;
+  const bool has_tail = whole < tile.width;
   const Simd::Mask tail = Simd::mask_first(tile.width - whole);
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const float* line = tile.line + i * tile.line_pitch;
-    const float* grad = tile.grad + i * tile.grad_row;
-    for (int64_t j = 0; j < tile.width; j += kLanes) {
-      // Both factors are masked at the end of a row: what follows may be infinite or no number.
-      typename Simd::Reg x[KernelWidth];
-#pragma GCC unroll 8
-      for (int q = 0; q < KernelWidth; ++q) {
-        const float* p = line + j + q;
-        x[q] = j < whole ? Simd::load(p) : Simd::load_masked(p, tail);
-      }
-#pragma GCC unroll 8
-      for (int o = 0; o < Channels; ++o) {
-        const float* g = grad + o * tile.grad_channel + j;
-        const auto go = j < whole ? Simd::load(g) : Simd::load_masked(g, tail);
-        if (tile.bias != nullptr) bias[o] = Simd::add(bias[o], go);
-#pragma GCC unroll 8
-        for (int q = 0; q < KernelWidth; ++q) acc[o][q] = Simd::fma(go, x[q], acc[o][q]);
-      }
-    }
+  const float* line = tile.line;
+  const float* grad = tile.grad;
+  const int64_t line_pitch = tile.line_pitch, grad_row = tile.grad_row;
+  for (int64_t i = tile.rows; i > 0; --i, line += line_pitch, grad += grad_row) {
+    for (int64_t j = 0; j < whole; j += kLanes)
+      add(line + j, grad + j, [](const float* p) { return Simd::load(p); });
+    // Both factors are masked at the end of a row: what follows may be infinite or no number.
+    if (has_tail)
+      add(line + whole, grad + whole, [&](const float* p) { return Simd::load_masked(p, tail); });
   }
 
+  const auto add_to = [](float* sum, typename Simd::Reg part) {
+    Simd::store(sum, Simd::add(Simd::load(sum), part));
+  };
 #pragma GCC unroll 8
   for (int o = 0; o < Channels; ++o) {
 #pragma GCC unroll 8
-    for (int q = 0; q < KernelWidth; ++q) {
-      float* sum = tile.sums + (o * KernelWidth + q) * kLanes;
-      Simd::store(sum, Simd::add(Simd::load(sum), acc[o][q]));
-    }
-    if (tile.bias == nullptr) continue;
-    Simd::store(tile.bias + o * kLanes, Simd::add(Simd::load(tile.bias + o * kLanes), bias[o]));
+    for (int q = 0; q < KernelWidth; ++q)
+      add_to(tile.sums + (o * KernelWidth + q) * kLanes, acc[o][q]);
+    if constexpr (Bias) add_to(tile.bias + o * kLanes, bias[o]);
   }
+}
+
+template <int KernelWidth, int Channels>
+void dot_tile(const DotTile& tile) {
+  if (tile.bias == nullptr) return dot_rows<KernelWidth, Channels, false>(tile);
+  dot_rows<KernelWidth, Channels, true>(tile);
 }
 
 template <int KernelWidth, typename Sequence>

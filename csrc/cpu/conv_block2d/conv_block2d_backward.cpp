@@ -8,6 +8,10 @@
 //   input    per pixel, the kernels of the channels that have a value there, summed in registers
 //   bias     the sum of the values
 //
+// A patch of a one-channel image fills a third of a vector or less. There the weight gradient runs
+// along the pixels instead, through conv2d's dot tiles on the gradient with its zeros, where the
+// estimate below prefers that.
+//
 // Each slot keeps its own weight and bias sums, which are added at the end in slot order.
 #include <algorithm>
 #include <cstring>
@@ -27,6 +31,20 @@ namespace {
 
 constexpr int64_t kSlackFloats = 64;
 
+// Instructions per pooled value of the two forms of the weight gradient.
+bool prefers_dots(const ConvBlock2dShape& shape, int64_t lanes) {
+  const Conv2dShape& s = shape.conv;
+  const int64_t width = s.kernel_width;
+  if (s.in_channels != 1 || (width != 3 && width != 5 && width != 7)) return false;
+  const bool is_max = shape.pool == BlockPool::kMax;
+  // The tiles read the winning taps along the cells.
+  if (is_max && choose_strip_layout(shape) == StripLayout::kChannels) return false;
+  constexpr int64_t kPlacing = 3;  // to find the patch of one value
+  const int64_t patches = s.kernel_height * ceil_div(width, lanes);
+  const int64_t along_patches = is_max ? patches + kPlacing : 4 * patches;
+  return 4 * s.taps() <= along_patches * lanes;
+}
+
 // Sizes and places in a slot's memory.
 struct BackwardLayout {
   BackwardLayout(const ConvBlock2dBackward& call, Isa isa)
@@ -42,19 +60,22 @@ struct BackwardLayout {
     recomputes = !is_max && shape.activation != Activation::kNone;
     wants_input = call.grad_input != nullptr;
     values = is_max ? shape.cells() : strip.used_rows * strip.used_columns;
+    dots = prefers_dots(shape, lanes);
     image_floats = round_up(strip.height * strip.width * s.in_channels + kSlackFloats, 16);
+    const int64_t pixels = strip.used_rows * strip.used_columns;
     int64_t at = 0;
     const auto take = [&](int64_t floats) {
       const int64_t begin = at;
       at += round_up(floats, 16);
       return begin;
     };
+    lane_sums = take(dots ? s.out_channels * s.taps() * lanes : 0);
     sums = take(s.out_channels * weight_pitch);
     bias_sums = take(s.out_channels);
     image = take(image_floats);
     grads = take(s.out_channels * values);
+    spread = dots && is_max ? take(s.out_channels * pixels) : grads;
     grad_image = take(wants_input ? image_floats : 0);
-    const int64_t pixels = strip.used_rows * strip.used_columns;
     counts = take(wants_input ? pixels : 0);
     entries = take(wants_input ? 2 * pixels * s.out_channels : 0);
     plain_image = take(recomputes ? strip.image_floats(s) : 0);
@@ -79,12 +100,15 @@ struct BackwardLayout {
   bool is_max;
   bool recomputes;
   bool wants_input;
+  bool dots;  // the weight gradient runs along the pixels
   int64_t lanes;
   int64_t segment;       // floats of a patch under one kernel row
   int64_t patch_pitch;   // rounded up to whole vectors
   int64_t weight_pitch;  // of the weights and weight sums of one output channel
   int64_t values;        // gradient values per output channel
   int64_t image_floats;
+  int64_t lane_sums;  // [kernel row][output channel][kernel column][lanes]
+  int64_t spread;     // gradients of all pixels, [output channel][row][column]
   int64_t sums, bias_sums, image, grads, grad_image, counts, entries, plain_image, conv_strip;
   int64_t floats;
 };
@@ -100,7 +124,7 @@ class BackwardSlot {
         kernels_(conv_block2d_kernels(layout.strip.isa)),
         weights_(shared),
         slot_(slot) {
-    std::memset(slot_ + l_.sums, 0, sizeof(float) * (l_.image - l_.sums));
+    std::memset(slot_, 0, sizeof(float) * l_.image);
     // Borders and slack stay zero for all images.
     std::memset(slot_ + l_.image, 0, sizeof(float) * l_.image_floats);
     const int64_t pitch = l_.strip.width * s_.in_channels;
@@ -122,11 +146,28 @@ class BackwardSlot {
     } else {
       spread_grads(image, recomputed);
     }
-    if (call_.grad_weight != nullptr) add_weight_grads(image);
+    if (call_.grad_weight != nullptr) {
+      if (l_.dots) {
+        add_dots(image);
+      } else {
+        add_weight_grads(image);
+      }
+    }
     if (call_.grad_input != nullptr) {
       list_entries(image);
       compute_grad_input(image);
     }
+  }
+
+  // Sums over the lanes, once all images are through.
+  void finish() {
+    if (!l_.dots) return;
+    const Conv2dKernels& kernels = conv2d_kernels(l_.strip.isa);
+    const float* part = slot_ + l_.lane_sums;
+    for (int64_t r = 0; r < s_.kernel_height; ++r)
+      for (int64_t o = 0; o < s_.out_channels; ++o, part += s_.kernel_width * l_.lanes)
+        kernels.add_lanes(part, s_.kernel_width,
+                          slot_ + l_.sums + o * l_.weight_pitch + r * l_.patch_pitch);
   }
 
  private:
@@ -182,6 +223,40 @@ class BackwardSlot {
                width, shape_.negative_slope, target, target + columns, slot_ + l_.bias_sums + o});
         }
     }
+  }
+
+  // The weight gradient of a one-channel image along its pixels.
+  void add_dots(int64_t image) {
+    const StripPlan& p = l_.strip;
+    const int64_t pixels = p.used_rows * p.used_columns;
+    if (l_.is_max)
+      for (int64_t o = 0; o < s_.out_channels; ++o)
+        kernels_.spread_winners({slot_ + l_.grads + o * l_.values, offsets(image, o),
+                                 shape_.pooled_height(), shape_.pooled_width(),
+                                 slot_ + l_.spread + o * pixels});
+    const DotFamily& family = dot_family();
+    const int64_t blocks = ceil_div(s_.out_channels, family.max_channels);
+    const int64_t block_channels = ceil_div(s_.out_channels, blocks);
+    DotTile tile{};
+    tile.rows = p.used_rows;
+    tile.width = p.used_columns;
+    tile.line_pitch = p.width;
+    tile.grad_channel = pixels;
+    tile.grad_row = p.used_columns;
+    for (int64_t r = 0; r < s_.kernel_height; ++r) {
+      tile.line = slot_ + l_.image + r * p.width;
+      for (int64_t o = 0; o < s_.out_channels; o += block_channels) {
+        tile.grad = slot_ + l_.spread + o * pixels;
+        tile.sums = slot_ + l_.lane_sums + (r * s_.out_channels + o) * s_.kernel_width * l_.lanes;
+        family.by_channels[std::min(block_channels, s_.out_channels - o) - 1](tile);
+      }
+    }
+  }
+
+  const DotFamily& dot_family() const {
+    const DotFamily* family = conv2d_kernels(l_.strip.isa).dot;
+    while (family->kernel_width != s_.kernel_width) ++family;
+    return *family;
   }
 
   const uint8_t* offsets(int64_t image, int64_t o) const {
@@ -364,6 +439,7 @@ void conv_block2d_backward(const ConvBlock2dPlan& plan, const ConvBlock2dBackwar
                          memory + layout.conv_strip);
     for (int64_t n = s.batch * slot / plan.slots; n < s.batch * (slot + 1) / plan.slots; ++n)
       work.run(n, recomputed.has_value() ? &*recomputed : nullptr);
+    work.finish();
   });
   float* total = slots + layout.sums;
   for (int64_t slot = 1; slot < plan.slots; ++slot) {

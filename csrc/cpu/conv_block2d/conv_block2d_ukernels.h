@@ -58,6 +58,17 @@ struct SpreadGrad {
   float* sum;
 };
 
+// The gradients behind maxima at the taps that won, zero at the others, of one channel:
+//   spread[2 * i + t / 2][2 * j + t % 2] = t == offsets[i * cells + j] ? grad[i * cells + j] : 0
+// for t = 0 .. 3. Writes exactly 2 * cells floats per row, rows side by side without a gap.
+struct SpreadWinners {
+  const float* grad;
+  const uint8_t* offsets;
+  int64_t rows;   // of windows
+  int64_t cells;  // per row
+  float* spread;
+};
+
 // Gradient of one output channel's weights, sparse: value i of the gradient sits at the pixel whose
 // patch starts at input[starts[i] + steps[offsets[i * offset_pitch]]] (max pooling) or
 // input[starts[i]] (offsets == nullptr). The patch is kernel_height rows of whole vectors.
@@ -110,6 +121,7 @@ using PoolPixelsFn = void (*)(const PoolPixels&);
 using PoolChannelsFn = void (*)(const PoolChannels&);
 using ScaleGradFn = void (*)(const ScaleGrad&);
 using SpreadGradFn = void (*)(const SpreadGrad&);
+using SpreadWinnersFn = void (*)(const SpreadWinners&);
 using SparseWeightFn = void (*)(const SparseWeightTile&);
 using SparseInputFn = void (*)(const SparseInputTile&);
 
@@ -120,6 +132,7 @@ struct ConvBlock2dKernels {
   PoolChannelsFn pool_channels[2][5];
   ScaleGradFn scale_grad[5];
   SpreadGradFn spread_grad[5];
+  SpreadWinnersFn spread_winners;
   // [kernel_height - 1][vectors - 1]; nullptr where the registers do not suffice.
   SparseWeightFn sparse_weight[kMaxBlockKernelHeight][kMaxBlockVectors];
   // As sparse_weight without offsets, for several output channels at once, which share the patches;

@@ -19,6 +19,7 @@ using fastconv::cpu::SparseInputTile;
 using fastconv::cpu::SparseWeightFn;
 using fastconv::cpu::SparseWeightTile;
 using fastconv::cpu::SpreadGrad;
+using fastconv::cpu::SpreadWinners;
 
 constexpr int64_t kLanes = Simd::kLanes;
 
@@ -152,6 +153,30 @@ void spread_grad(const SpreadGrad& task) {
     }
   }
   *task.sum += Simd::reduce_add(sum);
+}
+
+inline void spread_winners(const SpreadWinners& task) {
+  const int64_t columns = 2 * task.cells;
+  for (int64_t i = 0; i < task.rows; ++i)
+    for (int64_t j = 0; j < task.cells; j += kLanes) {
+      const int64_t lanes = lanes_left(task.cells, j);
+      const auto g = Simd::load_masked(task.grad + i * task.cells + j, Simd::mask_first(lanes));
+      const auto winner = Simd::load_range(task.offsets + i * task.cells + j, 0, lanes);
+      Simd::Reg taps[4];
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; ++t)
+        taps[t] = Simd::select(Simd::equal_int(winner, Simd::set1_int(t)), g, Simd::zero());
+      float* top = task.spread + 2 * i * columns + 2 * j;
+#pragma GCC unroll 2
+      for (int row = 0; row < 2; ++row) {
+        Simd::Reg low, high;
+        Simd::interleave(taps[2 * row], taps[2 * row + 1], &low, &high);
+        float* target = top + row * columns;
+        Simd::store_masked(target, low, Simd::mask_first(lanes_left(2 * lanes, 0)));
+        if (2 * lanes > kLanes)
+          Simd::store_masked(target + kLanes, high, Simd::mask_first(2 * lanes - kLanes));
+      }
+    }
 }
 
 template <int Rows, int Vectors>
@@ -347,6 +372,7 @@ constexpr ConvBlock2dKernels make_kernels() {
   k.spread_grad[2] = &spread_grad<LeakyRelu>;
   k.spread_grad[3] = &spread_grad<Sigmoid>;
   k.spread_grad[4] = &spread_grad<Tanh>;
+  k.spread_winners = &spread_winners;
   fill_sparse<1>(&k);
   fill_sparse<2>(&k);
   fill_sparse<3>(&k);

@@ -14,6 +14,7 @@ struct Simd {
 
   static Reg zero() { return 0.0f; }
   static Reg set1(float x) { return x; }
+  static void keep(Reg& /*x*/) {}
   static Reg load(const float* p) { return *p; }
   static void store(float* p, Reg x) { *p = x; }
 
