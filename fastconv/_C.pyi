@@ -21,8 +21,13 @@ def empty_memory_cache() -> None: ...
 class AdamStepper:
     skipped_steps: int
     def __init__(
-        self, name: str, pre_hooks: dict[Any, Any], post_hooks: dict[Any, Any]
+        self,
+        name: str,
+        zero_grad_name: str,
+        pre_hooks: dict[Any, Any],
+        post_hooks: dict[Any, Any],
     ) -> None: ...
+    def drop_gradients(self, optimizer: Optimizer) -> bool: ...
     @property
     def grad_norm(self) -> float | None: ...
     @property

@@ -153,8 +153,10 @@ bool DictSnapshot::still_holds(PyObject* dict) const {
   return true;
 }
 
-AdamStepper::AdamStepper(std::string name, py::dict pre_hooks, py::dict post_hooks)
+AdamStepper::AdamStepper(std::string name, std::string zero_grad_name, py::dict pre_hooks,
+                         py::dict post_hooks)
     : name_(std::move(name)),
+      zero_grad_name_(std::move(zero_grad_name)),
       pre_hooks_(std::move(pre_hooks)),
       post_hooks_(std::move(post_hooks)) {}
 
@@ -303,6 +305,17 @@ bool AdamStepper::step(py::handle optimizer) {
   return run(attributes.ptr(), 0.0, true);
 }
 
+// torch's loop asks every parameter for its gradient, which makes and drops a Python object each.
+bool AdamStepper::drop_gradients(py::handle optimizer) {
+  if (!prepared_ || has_others_) return false;
+  const py::object attributes = attributes_of(optimizer);
+  PyObject* groups = find(attributes.ptr(), names().param_groups);
+  if (groups == nullptr || !groups_unchanged(groups)) return false;
+  RECORD_USER_SCOPE(zero_grad_name_);
+  for (const Param& param : params_) THPVariable_Unpack(param.object).mutable_grad().reset();
+  return true;
+}
+
 py::object AdamStepper::step_without_hooks(py::handle optimizer, double other_squares,
                                            bool others_finite) {
   if (!prepared_ || !run(attributes_of(optimizer).ptr(), other_squares, others_finite))
@@ -352,9 +365,10 @@ bool AdamStepper::run(PyObject* attributes, double other_squares, bool others_fi
 
 void bind_adam_stepper(py::module_& m) {
   py::class_<AdamStepper>(m, "AdamStepper")
-      .def(py::init<std::string, py::dict, py::dict>(), py::arg("name"), py::arg("pre_hooks"),
-           py::arg("post_hooks"))
+      .def(py::init<std::string, std::string, py::dict, py::dict>(), py::arg("name"),
+           py::arg("zero_grad_name"), py::arg("pre_hooks"), py::arg("post_hooks"))
       .def("step", &AdamStepper::step, py::arg("optimizer"))
+      .def("drop_gradients", &AdamStepper::drop_gradients, py::arg("optimizer"))
       .def("step_without_hooks", &AdamStepper::step_without_hooks, py::arg("optimizer"),
            py::arg("other_squares"), py::arg("others_finite"))
       .def("prepare", &AdamStepper::prepare, py::arg("optimizer"))

@@ -27,8 +27,10 @@ class DictSnapshot {
 
 class AdamStepper {
  public:
-  // `name` is what profilers call the step; the dicts are torch's hooks of every optimizer.
-  AdamStepper(std::string name, pybind11::dict pre_hooks, pybind11::dict post_hooks);
+  // The names are what profilers call the step and zero_grad; the dicts are torch's hooks of every
+  // optimizer.
+  AdamStepper(std::string name, std::string zero_grad_name, pybind11::dict pre_hooks,
+              pybind11::dict post_hooks);
 
   // One step, if there is nothing unusual to do. False: nothing was done, because the optimizer has
   // hooks, or its groups, parameters or state are not those of the last prepare().
@@ -39,6 +41,9 @@ class AdamStepper {
   // took place, and the factor that clips gradients.
   pybind11::object step_without_hooks(pybind11::handle optimizer, double other_squares,
                                       bool others_finite);
+
+  // What zero_grad(set_to_none=True) does, under the same condition as step(), hooks apart.
+  bool drop_gradients(pybind11::handle optimizer);
 
   // Looks at everything. Returns the parameters that the kernels cannot work on.
   pybind11::list prepare(pybind11::handle optimizer);
@@ -79,6 +84,7 @@ class AdamStepper {
   bool add_group(PyObject* dict);
 
   std::string name_;
+  std::string zero_grad_name_;
   pybind11::dict pre_hooks_;
   pybind11::dict post_hooks_;
   pybind11::object groups_;

@@ -58,6 +58,7 @@ class OneCallStep(torch.optim.Adam):
     def _make_stepper(self) -> None:
         self._stepper = AdamStepper(
             f"Optimizer.step#{type(self).__name__}.step",
+            f"Optimizer.zero_grad#{type(self).__name__}.zero_grad",
             _global_optimizer_pre_hooks,
             _global_optimizer_post_hooks,
         )
@@ -75,6 +76,11 @@ class OneCallStep(torch.optim.Adam):
         return None
 
     step.hooked = True  # type: ignore[attr-defined]  # torch: has no need of a wrapper
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, to None or to zeros, as :meth:`torch.optim.Optimizer.zero_grad`."""
+        if not (set_to_none and self._stepper.drop_gradients(self)):
+            super().zero_grad(set_to_none)
 
     def _unusual_step(self, *args: Any, **kwargs: Any) -> Any:
         if type(self).step is not OneCallStep.step:  # a subclass's, which torch has wrapped
