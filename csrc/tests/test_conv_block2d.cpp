@@ -31,6 +31,8 @@ constexpr Case kCases[] = {
     {2, 40, 6, 6, 3, 1, 1, 0},     //
     {2, 4, 8, 21, 19, 2, 16, 5},   //
     {1, 1, 30, 30, 1, 6, 3, 2},    //
+    {3, 1, 13, 39, 7, 3, 3, 0},    // one channel: vectors along the pixels, odd width
+    {2, 1, 10, 70, 4, 2, 7, 3},    //
     {2, 10, 12, 12, 40, 5, 5, 2},  // several blocks of channels
     {2, 2, 5, 5, 4, 3, 3, 4},      // padding wider than the kernel
 };
