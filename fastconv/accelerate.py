@@ -15,7 +15,7 @@ from typing import Any
 from torch.nn import Linear, Module
 from torch.optim import Optimizer
 
-from fastconv._accelerate.fold import FoldingForward, bind, pairs_in
+from fastconv._accelerate.fold import FoldingForward, bind, find_pairs
 from fastconv._accelerate.forwards import FastForward, forward_for, is_accelerated, served_as
 from fastconv._accelerate.optimizer import exchange, exchange_back
 from fastconv._accelerate.report import Fused, Left, Report, Swapped
@@ -134,8 +134,7 @@ def _accelerate(
         for module, name in names.items():
             _fuse(module, name, filter_fn, report, changed)
     if fold_bn:
-        for module, name in names.items():
-            _fold(module, name, names, report, changed)
+        changed += _fold(model, names, report)
     fused = {layer for chain in report.fused for layer in chain.layers}
     report.left = [entry for entry in report.left if entry.name not in fused]
     exchanged = optimizer is not None and _exchange(model, optimizer, report)
@@ -160,10 +159,11 @@ def _swap(
     module: Module, name: str, filter_fn: _Filter | None, report: Report, changed: list[Module]
 ) -> None:
     kind = type(module).__name__
-    if served_as(module) is None and any(True for _ in module.children()):
-        return
     if is_accelerated(module):
-        report.swapped.append(Swapped(name, kind))
+        if served_as(module) is not None:
+            report.swapped.append(Swapped(name, kind))
+        return
+    if served_as(module) is None and any(True for _ in module.children()):
         return
     forward = forward_for(module)
     if isinstance(forward, FastForward) and filter_fn is not None and not filter_fn(module, name):
@@ -204,24 +204,19 @@ def _fuse(
         report.fused.append(Fused(name, tuple(prefix + key for key in layers), types))
 
 
-def _fold(
-    module: Module,
-    name: str,
-    names: dict[Module, str],
-    report: Report,
-    changed: list[Module],
-) -> None:
-    pairs = pairs_in(module)
-    if isinstance(pairs, str):
-        report.left.append(Left(name, type(module).__name__, f"fold_bn: {pairs}"))
-        return
-    if pairs:
+def _fold(model: Module, names: dict[Module, str], report: Report) -> list[Module]:
+    changed: list[Module] = []
+    found, failed = find_pairs(model)
+    for module, pairs in found.items():
         changed += bind(module, pairs)
-    current = module.__dict__.get("forward")
-    if isinstance(current, FoldingForward):
-        for pair in current.pairs:
+    for module, reason in failed.items():
+        report.left.append(Left(names[module], type(module).__name__, f"fold_bn: {reason}"))
+    for module, name in names.items():
+        forward = module.__dict__.get("forward")
+        for pair in forward.pairs if isinstance(forward, FoldingForward) else ():
             types = tuple(type(layer).__name__ for layer in pair)
             report.fused.append(Fused(name, tuple(names[layer] for layer in pair), types))
+    return changed
 
 
 def _exchange(model: Module, optimizer: Optimizer, report: Report) -> bool:

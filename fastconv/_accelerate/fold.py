@@ -12,7 +12,7 @@ that the normalisation has been done; all of it per thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -96,41 +96,69 @@ def _may_fold(conv: Module, norm: Module) -> bool:
 
 
 class _LeafTracer(fx.Tracer):
+    """Does not look into the children of what it traces."""
+
     def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
         return True
 
 
-def pairs_in(module: Module) -> list[_Pair] | str:
-    """Children of the module whose normalisation can be folded, or why it cannot be seen.
+def find_pairs(model: Module) -> tuple[dict[Module, list[_Pair]], dict[Module, str]]:
+    """Modules of the model that call a convolution and its normalisation, with those pairs; and
+    modules that might, but whose forward ``torch.fx`` cannot follow, with the reason.
 
-    Modules without an accelerated convolution and a normalisation among their children, or whose
-    forward is not their class's, have none.
+    The model is traced as a whole; where that fails, each module in question by itself.
     """
+    parents = [module for module in model.modules() if _might_call_pairs(module)]
+    found: dict[Module, list[_Pair]] = {}
+    failed: dict[Module, str] = {}
+    if not parents:
+        return found, failed
+    pairs = _traced_pairs(fx.Tracer(), model)
+    for parent in parents:
+        theirs = pairs if not isinstance(pairs, str) else _traced_pairs(_LeafTracer(), parent)
+        if isinstance(theirs, str):
+            failed[parent] = theirs
+            continue
+        children = {*parent.children()}
+        own = [(conv, norm) for conv, norm in theirs if conv in children and norm in children]
+        if own:
+            found[parent] = own
+    return found, failed
+
+
+def _might_call_pairs(module: Module) -> bool:
+    if "forward" in module.__dict__:
+        return False
     children = [*module.children()]
-    norms = {child for child in children if type(child) is torch.nn.BatchNorm2d}
-    convs = {c for c in children if isinstance(c, torch.nn.Conv2d) and is_accelerated(c)}
-    if not norms or not convs or "forward" in module.__dict__:
-        return []
+    return any(_is_norm(child) for child in children) and any(_is_conv(c) for c in children)
+
+
+def _is_norm(module: Module) -> bool:
+    return type(module) is torch.nn.BatchNorm2d
+
+
+def _is_conv(module: Module) -> bool:
+    return isinstance(module, torch.nn.Conv2d) and is_accelerated(module)
+
+
+def _traced_pairs(tracer: fx.Tracer, root: Module) -> list[_Pair] | str:
+    """Convolutions whose only reader is a normalisation that reads nothing else, both called once;
+    or why the root cannot be traced."""
     try:
-        graph = _LeafTracer().trace(module)
+        graph = tracer.trace(root)
     except Exception as error:  # whatever the module's code makes of symbolic values
         return f"torch.fx cannot follow its forward ({type(error).__name__})"
-    modules = dict(module.named_modules())
+    modules = dict(root.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    called = [modules[str(node.target)] for node in calls]
-    return [
-        (conv, norm)
-        for conv, norm in _neighbours(calls, modules)
-        if conv in convs and norm in norms and called.count(conv) == called.count(norm) == 1
-    ]
-
-
-def _neighbours(calls: list[fx.Node], modules: dict[str, Module]) -> Iterator[tuple[Any, Any]]:
-    """Modules of which the second reads nothing but the first, and is its only reader."""
+    times = Counter(modules[str(node.target)] for node in calls)
+    pairs: list[_Pair] = []
     for node in calls:
         source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
-            yield modules[str(source.target)], modules[str(node.target)]
+            conv, norm = modules[str(source.target)], modules[str(node.target)]
+            if _is_conv(conv) and _is_norm(norm) and times[conv] == times[norm] == 1:
+                pairs.append((conv, norm))
+    return pairs
 
 
 def bind(module: Module, pairs: list[_Pair]) -> list[Module]:

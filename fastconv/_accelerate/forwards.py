@@ -14,6 +14,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ class FastForward:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(type(self.module).forward.__get__(self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        # torch.export names the program after it.
+        return type(self.module).forward.__code__
 
     @property
     def __globals__(self) -> dict[str, Any]:
