@@ -7,7 +7,8 @@
 Groups: `sizes` are layers trained and run in full batches; `deepbench` the sizes that Baidu's
 DeepBench publishes for training and inference; `ragged` batches that are about 57 % full, as
 padded, packed and lengths= runs ("packed before": without the time to pack and unpack); `cells`
-loops of 100 steps of LSTMCell. Training is forward and every gradient of the layer's parameters;
+loops of 100 steps of LSTMCell; `scan`, only when asked for, 32 to 1024 units by batches of 1 to 64,
+to find where torch comes closest (`scan --only h32b1 h32b4` for some). Training is forward and every gradient of the layer's parameters;
 both sides share parameters and inputs. Every case is verified against torch before it is timed.
 """
 
@@ -62,6 +63,11 @@ DEEPBENCH = {
     "infer1536b1": Size(1536, 1536, 1, 1, 50),
     "infer1536b4": Size(1536, 1536, 1, 4, 50),
     "infer256b4": Size(256, 256, 1, 4, 150),
+}
+SCAN = {
+    f"h{hidden}b{batch}": Size(hidden, hidden, 1, batch, 50)
+    for hidden in (32, 50, 64, 100, 128, 200, 256, 384, 512, 768, 1024)
+    for batch in (1, 4, 8, 32, 64)
 }
 CELLS = {"b1": Size(128, 256, 1, 1, 100), "b32": Size(128, 256, 1, 32, 100)}
 
@@ -221,8 +227,8 @@ def run_cells(report: Report) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    groups = ("sizes", "deepbench", "ragged", "cells")
-    parser.add_argument("groups", nargs="*", choices=[*groups, []], default=list(groups))
+    groups = ("sizes", "deepbench", "ragged", "cells", "scan")
+    parser.add_argument("groups", nargs="*", choices=[*groups, []], default=list(groups[:-1]))
     parser.add_argument("--only", nargs="+", help="names within the groups")
     parser.add_argument("--seconds", type=float, default=1.0, help="time per comparison")
     parser.add_argument("--threads", type=int, default=2)
@@ -238,6 +244,8 @@ def main() -> None:
         run_sizes(chosen(SIZES), report)
     if "deepbench" in arguments.groups:
         run_sizes(chosen(DEEPBENCH), report)
+    if "scan" in arguments.groups:
+        run_sizes(chosen(SCAN), report)
     if "ragged" in arguments.groups:
         run_ragged(report, arguments.only)
     if "cells" in arguments.groups:

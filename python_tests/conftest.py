@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 # Read by the OpenMP runtime when torch loads it: waiting threads sleep instead of spinning. With
 # spinning, a busy machine takes several times longer for these thousands of tiny operators.
@@ -15,6 +16,9 @@ import torch
 
 import fastconv
 from fastconv import runtime
+
+if TYPE_CHECKING:
+    from cuda_shim import CudaShim
 
 
 def pytest_report_header() -> str:
@@ -47,3 +51,18 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set this machine can run, forced for the length of the test."""
     with runtime.force_cpu_isa(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def shim() -> CudaShim:
+    """The CUDA emulator, built once."""
+    from cuda_shim import CudaShim, build
+
+    return CudaShim(build())
+
+
+@pytest.fixture(autouse=True)
+def _restore_cuda_shim(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "shim" in request.fixturenames:
+        request.getfixturevalue("shim").configure()

@@ -84,7 +84,17 @@ CPP_RULES = [
         r"cuda/common/device\.h",
         rf"{STD}|{TORCH}|sys/mman\.h",
     ),
-    Rule(r"tests/.+", r"\w+\.h|(common|cpu|cuda)/.+", r"[a-z_]+|sys/mman\.h|unistd\.h"),
+    # The emulator of CUDA: knows the seam's headers and, by launchers, the kernels.
+    Rule(
+        r"tests/cuda_shim/.+",
+        r"tests/cuda_shim/\w+\.h|common/.+|cuda/common/.+|cuda/\w+/\w+\.h",
+        rf"{STD}|cuda\w*\.h|(signal|ucontext|unistd|sys/mman)\.h|sanitizer/\w+\.h",
+    ),
+    Rule(
+        r"tests/.+",
+        r"\w+\.h|tests/cuda_shim/\w+\.h|(common|cpu|cuda)/.+",
+        r"[a-z_]+|cuda\w*\.h|sys/mman\.h|unistd\.h",
+    ),
 ]
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"(?P<quoted>[^"]+)"|<(?P<angled>[^>]+)>)', re.MULTILINE)

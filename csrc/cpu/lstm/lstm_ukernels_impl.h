@@ -44,10 +44,13 @@ constexpr int64_t kCellTerms = 128;
 template <int Rows, int Blocks>
 using CellSums = Simd::Reg[Rows][Blocks * kGates];
 
-// `depth` terms of a product; the blocks of `weights` are block_step floats apart.
+// `depth` terms of a product; the blocks of `weights` are block_step floats apart. Inlined by
+// force, as what follows: a call would keep the sums in memory, which costs a factor of two to
+// three.
 template <int Rows, int Blocks>
-inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
-                      const float* weights, int64_t block_step) {
+[[gnu::always_inline]] inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth,
+                                             const float* a, int64_t a_pitch, const float* weights,
+                                             int64_t block_step) {
   for (int64_t k = 0; k < depth; ++k) {
     Simd::Reg ak[Rows];
 #pragma GCC unroll 8
@@ -73,8 +76,8 @@ struct CellRuns {
   int64_t room = kCellTerms;  // terms left of this run
   bool spilled = false;
 
-  inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a, int64_t a_pitch,
-                  const float* weights) {
+  [[gnu::always_inline]] inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a,
+                                         int64_t a_pitch, const float* weights) {
     const int64_t block_step = depth * kGates * kLanes;
     for (int64_t k = 0; k < depth;) {
       if (room == 0) {
@@ -93,7 +96,7 @@ struct CellRuns {
     }
   }
 
-  inline void spill(const CellSums<Rows, Blocks>& acc) {
+  [[gnu::always_inline]] inline void spill(const CellSums<Rows, Blocks>& acc) {
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 16

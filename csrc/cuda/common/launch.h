@@ -7,12 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/seam.h"
+
 // FC_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...): a cudaError_t. Grid
 // and block convert to dim3. Arguments convert to the kernel's parameter types. A grid without
 // blocks is cudaSuccess and no launch. A template with commas in its name goes in parentheses.
-#define FC_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, ...)           \
-  ::fastconv::cuda::launch(kernel, dim3(grid), dim3(block), (dynamic_shared_bytes), \
-                           (stream)__VA_OPT__(, ) __VA_ARGS__)
+#define FC_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, ...)                      \
+  (FC_NOTE_KERNEL(kernel), ::fastconv::cuda::launch(kernel, grid, block, dynamic_shared_bytes, \
+                                                    stream __VA_OPT__(, ) __VA_ARGS__))
 
 // Declares `T* const name`: the dynamic shared memory of the block, aligned to 128 bytes.
 #ifdef FASTCONV_CUDA_SHIM
@@ -46,11 +48,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                                                       static_cast<int>(dynamic_shared_bytes));
     if (opted_in != cudaSuccess) return opted_in;
   }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = dynamic_shared_bytes;
-  config.stream = stream;
+  // By position: the emulator's struct of the same layout cannot name members like built-in
+  // variables.
+  const cudaLaunchConfig_t config = {grid, block, dynamic_shared_bytes, stream, nullptr, 0};
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -11,11 +11,14 @@
 #define FC_WHERE , std::source_location where = std::source_location::current()
 #define FC_WHERE_ONLY std::source_location where = std::source_location::current()
 #define FC_PASS_WHERE , where
+// What the emulator calls the next launch in its messages and its trace.
+#define FC_NOTE_KERNEL(kernel) ::fastconv::cuda_shim::note_kernel(#kernel)
 #define FC_CHECK_ALIGNED(pointer, bytes) \
   ::fastconv::cuda_shim::check_aligned((pointer), (bytes), where)
 #else
 #define FC_WHERE
 #define FC_WHERE_ONLY
 #define FC_PASS_WHERE
+#define FC_NOTE_KERNEL(kernel) static_cast<void>(0)
 #define FC_CHECK_ALIGNED(pointer, bytes)
 #endif
