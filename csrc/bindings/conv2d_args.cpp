@@ -105,6 +105,16 @@ Conv2dShape parse_conv2d_args(const Tensor& input, const Tensor& weight, const T
   return shape;
 }
 
+void check_conv2d_grad_output(const Tensor& grad_output, const Tensor& input,
+                              const Conv2dShape& shape) {
+  const int64_t expected[] = {shape.batch, shape.out_channels, shape.out_height, shape.out_width};
+  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef(expected) &&
+                        grad_output.scalar_type() == input.scalar_type(),
+                    "conv2d: expected grad_output of shape ", at::IntArrayRef(expected), " and ",
+                    input.scalar_type(), ", got ", grad_output.sizes(), " and ",
+                    grad_output.scalar_type());
+}
+
 at::MemoryFormat conv2d_memory_format(const Tensor& input, const Tensor& weight) {
   const bool channels_last = input.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
                              weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast;

@@ -15,6 +15,10 @@ Conv2dShape parse_conv2d_args(const Tensor& input, const Tensor& weight, const T
 // Throws unless `input` has 3 or 4 dimensions.
 void check_conv2d_input_rank(const Tensor& input);
 
+// Throws unless `grad_output` has the shape of the output and the input's dtype.
+void check_conv2d_grad_output(const Tensor& grad_output, const Tensor& input,
+                              const Conv2dShape& shape);
+
 // The layout torch gives a convolution's result: channels_last when input or weight suggest it.
 at::MemoryFormat conv2d_memory_format(const Tensor& input, const Tensor& weight);
 

@@ -159,12 +159,7 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
                                     /*transposed=*/false, /*output_padding=*/{0, 0}, options.groups,
                                     output_mask);
   }
-  const int64_t expected[] = {shape.batch, shape.out_channels, shape.out_height, shape.out_width};
-  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef(expected) &&
-                        grad_output.scalar_type() == input.scalar_type(),
-                    "conv2d: expected grad_output of shape ", at::IntArrayRef(expected), " and ",
-                    input.scalar_type(), ", got ", grad_output.sizes(), " and ",
-                    grad_output.scalar_type());
+  check_conv2d_grad_output(grad_output, input, shape);
   // A gradient that arrives in another layout than the output had is brought into that one.
   const Tensor go = grad_output.contiguous(conv2d_memory_format(input, weight));
   Tensor grad_input, grad_weight, grad_bias;

@@ -7,10 +7,20 @@
 
 # Kernels: raw pointers, sizes and a stream; no torch. Headers are csrc/cuda/**/*.h and *.cuh.
 set(FASTCONV_CUDA_KERNELS
+  csrc/cuda/conv2d/conv2d.cu
+  csrc/cuda/conv2d/conv2d_gemm_bfloat16.cu
+  csrc/cuda/conv2d/conv2d_gemm_float16.cu
+  csrc/cuda/conv2d/conv2d_gemm_tf32.cu
+  csrc/cuda/conv2d/conv2d_gemm_tf32x3.cu
+  csrc/cuda/conv2d/conv2d_general.cu
+  csrc/cuda/conv2d/conv2d_implicit.cu
+  csrc/cuda/conv2d/conv2d_layout.cu
+  csrc/cuda/conv2d/conv2d_partials.cu
 )
 
 # What hands tensors to them: compiled only where there are kernels to call.
 set(FASTCONV_CUDA_BINDINGS
+  csrc/bindings/conv2d_cuda.cpp
   csrc/bindings/cuda_call.cpp
 )
 

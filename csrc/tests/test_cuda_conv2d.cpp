@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+// conv2d's CUDA kernels and the host code that sets them up. Results against float64 oracles are
+// checked from Python; here every kernel runs on one odd shape, under every schedule and, in CI,
+// the sanitizers, against the plain loops of the CPU.
+#include <vector>
+
+#include "check.h"
+#include "cpu/conv2d/conv2d_reference.h"
+#include "cuda/conv2d/conv2d.h"
+#include "cuda/conv2d/conv2d_axes.h"
+#include "cuda/conv2d/conv2d_implicit.h"
+#include "cuda/conv2d/conv2d_tiles.h"
+#include "tests/cuda_shim/emulator.h"
+#include "tests/cuda_shim/guarded_memory.h"
+
+namespace fastconv::testing {
+namespace {
+
+using namespace fastconv::cuda;
+
+// --- Host code
+// ------------------------------------------------------------------------------------
+
+std::string text_of(const AxisShape& s) {
+  std::string text = "input " + std::to_string(s.input) + " kernel " + std::to_string(s.kernel);
+  text += " stride " + std::to_string(s.stride) + " padding " + std::to_string(s.padding);
+  return text + " dilation " + std::to_string(s.dilation);
+}
+
+// Marks (result position, kernel position, source position) of every product of an axis.
+std::vector<int> products_of(const AxisPhases& axis, int64_t results, int64_t kernel,
+                             int64_t sources, const std::string& context) {
+  std::vector<int> seen(static_cast<size_t>(results * kernel * sources));
+  std::vector<int> covered(static_cast<size_t>(results));
+  for (int p = 0; p < axis.count; ++p) {
+    const AxisPhase& phase = axis.phases[p];
+    for (int64_t i = 0; i < phase.axis.size; ++i) {
+      const int64_t result = phase.axis.dest_first + i * axis.dest_step;
+      CHECK_WITH(result >= 0 && result < results, context);
+      ++covered[static_cast<size_t>(result)];
+      for (int64_t r = 0; r < phase.axis.taps; ++r) {
+        const int64_t tap = phase.first_tap + r * axis.kernel_step;
+        const int64_t source = phase.axis.first + i * axis.source_step + r * axis.tap_step;
+        CHECK_WITH(tap >= 0 && tap < kernel, context);
+        if (source >= 0 && source < sources)
+          ++seen[static_cast<size_t>((result * kernel + tap) * sources + source)];
+      }
+    }
+  }
+  for (int count : covered) CHECK_WITH(count == 1, context);
+  return seen;
+}
+
+// The same from the definition: output o reads input o * stride - padding + r * dilation.
+void test_axis(const AxisShape& s) {
+  const std::string context = text_of(s);
+  const auto forward =
+      products_of(forward_axis(s), s.output, s.kernel, s.input, "forward " + context);
+  const AxisPhases grad = grad_input_axis(s);
+  CHECK_WITH(grad.possible, context);
+  const auto backward = products_of(grad, s.input, s.kernel, s.output, "grad input " + context);
+  for (int64_t o = 0; o < s.output; ++o) {
+    for (int64_t r = 0; r < s.kernel; ++r) {
+      for (int64_t y = 0; y < s.input; ++y) {
+        const int expected = o * s.stride - s.padding + r * s.dilation == y ? 1 : 0;
+        CHECK_WITH(forward[static_cast<size_t>((o * s.kernel + r) * s.input + y)] == expected,
+                   "forward " + context);
+        CHECK_WITH(backward[static_cast<size_t>((y * s.kernel + r) * s.output + o)] == expected,
+                   "grad input " + context);
+      }
+    }
+  }
+}
+
+void test_axes() {
+  for (int64_t input : {1, 2, 5, 8})
+    for (int64_t kernel = 1; kernel <= 7; ++kernel)
+      for (int64_t stride = 1; stride <= 5; ++stride)
+        for (int64_t padding : {0, 1, 4})
+          for (int64_t dilation : {1, 2, 3, 4}) {
+            const int64_t reach = input + 2 * padding - dilation * (kernel - 1) - 1;
+            if (reach >= 0)
+              test_axis({input, reach / stride + 1, kernel, stride, padding, dilation});
+          }
+}
+
+void test_axes_refuse_what_they_cannot_count() {
+  CHECK(!forward_axis({40, 24, kMaxGemmTapsSide + 1, 1, 0, 1}).possible);
+  CHECK(forward_axis({40, 25, kMaxGemmTapsSide, 1, 0, 1}).possible);
+  CHECK(!forward_axis({int64_t{1} << 31, int64_t{1} << 31, 1, 1, 0, 1}).possible);
+  CHECK(!forward_axis({9, 3, 3, 1, int64_t{1} << 40, 1}).possible);
+  CHECK(!grad_input_axis({100, 5, 3, kMaxPhases + 1, 0, 1}).possible);
+}
+
+void test_choice_of_the_tile() {
+  const Device device{80, 108, 166912, 167936};
+  const auto choose = [&](int64_t rows, int64_t columns, Conv2dMath math) {
+    return choose_conv2d_tile(rows, columns, 1, math, device);
+  };
+  CHECK(choose(128 * 108, 128, Conv2dMath::kBFloat16) == 0);
+  CHECK(choose(128 * 108, 64, Conv2dMath::kBFloat16) == 1);   // half of 128 columns would be empty
+  CHECK(choose(128 * 107, 128, Conv2dMath::kBFloat16) == 1);  // one multiprocessor would be idle
+  CHECK(choose(64 * 60, 128, Conv2dMath::kBFloat16) == 2);
+  CHECK(choose(1 << 20, 16, Conv2dMath::kBFloat16) == 3);
+  CHECK(choose(49, 512, Conv2dMath::kBFloat16) == 2);  // no tile fills the GPU
+  CHECK(choose(1 << 20, 512, Conv2dMath::kTf32x3) == kFirstTf32x3Tile);
+}
+
+// Sizes past 2^31 with no memory behind them: the plan falls back instead of wrapping.
+void test_huge_calls_are_planned() {
+  Conv2dForward call{};
+  call.shape = {1 << 12, 64, 1024, 1024, 64, 1024, 1024, 3, 3, 1, 1, 1, 1, 1, 1, 1};
+  call.element = Conv2dElement::kBFloat16;
+  call.device = {80, 108, 166912, 167936};
+  call.input_strides = channels_last_strides(64, 1024, 1024);
+  call.output_strides = call.input_strides;
+  call.weight_strides = contiguous_strides(64, 3, 3);
+  CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kGeneral);
+  call.shape.batch = (1 << 11) - 1;  // 2^31 - 2^20 pixels, 2^37 elements
+  CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm);
+}
+
+// --- Kernels
+// --------------------------------------------------------------------------------------
+
+constexpr Conv2dShape kShape = {2, 20, 5, 6, 18, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
+
+// Everything about one convolution of kShape on small integers, which every format sums exactly.
+struct Operands {
+  std::vector<float> input, weight, bias, grad_output;
+
+  Operands() {
+    const auto fill = [](std::vector<float>& values, int64_t count, int seed) {
+      for (int64_t i = 0; i < count; ++i)
+        values.push_back(static_cast<float>((i * 7 + seed + i / 5) % 7 - 3));
+    };
+    fill(input, kShape.batch * kShape.in_channels * kShape.in_pixels(), 1);
+    fill(weight, kShape.out_channels * kShape.group_in_channels() * kShape.taps(), 2);
+    fill(bias, kShape.out_channels, 3);
+    fill(grad_output, kShape.batch * kShape.out_channels * kShape.out_pixels(), 4);
+  }
+};
+
+const Strides4 kInput = contiguous_strides(20, 5, 6);
+const Strides4 kOutput = contiguous_strides(18, 3, 3);
+const Strides4 kWeight = contiguous_strides(10, 3, 2);
+
+// Plans, launches on guarded workspace, and checks that the launch went well.
+template <typename Call, typename Plan, typename Launch>
+void run(Call& call, const Plan& plan, const Launch& launch) {
+  call.shape = kShape;
+  call.element = Conv2dElement::kFloat32;
+  call.device = {80, 4, 166912, 167936};
+  call.plan = plan(call);
+  call.workspace = cuda_shim::guarded_allocate(static_cast<size_t>(call.plan.workspace_bytes), 256,
+                                               cuda_shim::Flush::kEnd, "workspace");
+  const cudaError_t error = launch(call, nullptr);
+  CHECK_WITH(error == cudaSuccess, cuda_shim::last_error());
+  CHECK(cuda_shim::guarded_free(call.workspace));
+}
+
+void check_equal(const std::vector<float>& result, const std::vector<float>& expected) {
+  for (size_t i = 0; i < expected.size(); ++i)
+    CHECK_WITH(result[i] == expected[i], "element " + std::to_string(i));
+}
+
+void test_kernels(Conv2dAlgorithm algorithm, bool allow_tf32) {
+  const Operands t;
+  std::vector<float> expected(static_cast<size_t>(kShape.batch * kShape.out_channels * 9));
+  cpu::conv2d_forward_reference(kShape, t.input.data(), kInput, t.weight.data(), t.bias.data(),
+                                expected.data(), kOutput);
+  std::vector<float> result(expected.size(), NAN);
+  Conv2dForward forward{};
+  forward.allow_tf32 = allow_tf32;
+  forward.input = t.input.data();
+  forward.input_strides = kInput;
+  forward.weight = t.weight.data();
+  forward.weight_strides = kWeight;
+  forward.bias = t.bias.data();
+  forward.output = result.data();
+  forward.output_strides = kOutput;
+  run(
+      forward, [&](const auto& call) { return plan_conv2d_forward_as(call, algorithm, -1); },
+      launch_conv2d_forward);
+  CHECK(forward.plan.algorithm == algorithm);
+  check_equal(result, expected);
+
+  expected.assign(t.input.size(), 0.0f);
+  cpu::conv2d_grad_input_reference(kShape, t.grad_output.data(), kOutput, t.weight.data(),
+                                   expected.data(), kInput);
+  result.assign(t.input.size(), NAN);
+  Conv2dGradInput grad_input{};
+  grad_input.allow_tf32 = allow_tf32;
+  grad_input.grad_output = t.grad_output.data();
+  grad_input.grad_output_strides = kOutput;
+  grad_input.weight = t.weight.data();
+  grad_input.weight_strides = kWeight;
+  grad_input.grad_input = result.data();
+  grad_input.grad_input_strides = kInput;
+  run(
+      grad_input, [&](const auto& call) { return plan_conv2d_grad_input_as(call, algorithm, -1); },
+      launch_conv2d_grad_input);
+  CHECK(grad_input.plan.algorithm == algorithm);
+  check_equal(result, expected);
+
+  std::vector<float> expected_bias(t.bias.size());
+  expected.assign(t.weight.size(), 0.0f);
+  cpu::conv2d_grad_weight_reference(kShape, t.grad_output.data(), kOutput, t.input.data(), kInput,
+                                    expected.data(), expected_bias.data());
+  result.assign(t.weight.size(), NAN);
+  std::vector<float> bias(t.bias.size(), NAN);
+  Conv2dGradWeight grad_weight{};
+  grad_weight.allow_tf32 = allow_tf32;
+  grad_weight.grad_output = t.grad_output.data();
+  grad_weight.grad_output_strides = kOutput;
+  grad_weight.input = t.input.data();
+  grad_weight.input_strides = kInput;
+  grad_weight.grad_weight = result.data();
+  grad_weight.grad_weight_strides = kWeight;
+  grad_weight.grad_bias = bias.data();
+  run(
+      grad_weight,
+      [&](const auto& call) { return plan_conv2d_grad_weight_as(call, algorithm, -1, 2); },
+      launch_conv2d_grad_weight);
+  check_equal(result, expected);
+  check_equal(bias, expected_bias);
+}
+
+void test_kernels_under_every_schedule() {
+  for (int s = 0; s < cuda_shim::kSchedules; ++s) {
+    cuda_shim::Options options;
+    options.schedule = static_cast<cuda_shim::Schedule>(s);
+    options.copy_at = s % 2 == 0 ? cuda_shim::CopyAt::kWait : cuda_shim::CopyAt::kIssue;
+    options.seed = static_cast<uint64_t>(s) + 11;
+    cuda_shim::set_options(options);
+    test_kernels(Conv2dAlgorithm::kGeneral, false);
+    test_kernels(Conv2dAlgorithm::kImplicitGemm, false);
+    test_kernels(Conv2dAlgorithm::kImplicitGemm, true);
+  }
+}
+
+}  // namespace
+}  // namespace fastconv::testing
+
+int main() {
+  using namespace fastconv::testing;
+  test_axes();
+  test_axes_refuse_what_they_cannot_count();
+  test_choice_of_the_tile();
+  test_huge_calls_are_planned();
+  test_kernels_under_every_schedule();
+  return report();
+}

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: MIT
+"""conv2d's CUDA kernels, executed by the emulator: the CPU operator's cases through forward and
+both gradients.
+
+float32 with the general kernels and with the split product (3xTF32) stands under the parity rule.
+The other formats stand under a bound that follows from them: see ``rounding_bound``. Small integers
+must be exact in every format."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from cases import (
+    CONV2D_CASES,
+    CONV2D_CHANNELS,
+    CONV2D_EMPTY_BATCH,
+    CONV2D_NETWORKS,
+    CONV2D_SIZES,
+    CONV2D_STEPS,
+    CONV2D_WINOGRAD,
+    Conv2dCase,
+    random_conv2d_cases,
+)
+from cuda_conv2d import Plan, Request, forward, grad_weight, run
+from cuda_shim import COPY_AT, SCHEDULES, CudaShim
+from reference import (
+    ConvResults,
+    ConvTensors,
+    assert_all_equal,
+    assert_all_parity,
+    assert_parity,
+    oracle_conv2d,
+    run_conv2d,
+)
+from test_conv2d import LAYOUTS, by_id, make_tensors, small_integers
+from torch import Tensor
+
+SMALL = [case for case in CONV2D_CASES if case.multiply_adds < 1_500_000]
+RANDOM = [*random_conv2d_cases(25, seed=71)]
+NAMED = {case.id: case for case in CONV2D_CASES}
+# Few threads: for what is repeated under every schedule.
+TINY = [
+    NAMED[id]
+    for id in ["kernel-2x2", "dilation-2-stride-2", "groups-5-stride-2", "channels-17-to-3"]
+]
+
+GEMM_FORMATS = {
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+    "tf32": (torch.float32, True),
+    "tf32x3": (torch.float32, False),
+}
+
+
+def gemm(math: str, **options: object) -> Request:
+    return Request(algorithm="implicit_gemm", allow_tf32=GEMM_FORMATS[math][1], **options)
+
+
+def tensors_in(case: Conv2dCase, math: str, layout: str = "contiguous", fill=None) -> ConvTensors:
+    made = make_tensors(case) if fill is None else make_tensors(case, fill)
+    dtype, _ = GEMM_FORMATS[math]
+    return LAYOUTS[layout](made).map(lambda t: _cast(t, dtype))
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """With the same strides, even those that no memory format describes."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    flat = torch.full([reach], float("nan"), dtype=dtype)
+    return flat.as_strided(t.shape, t.stride()).copy_(t)
+
+
+# --- Bounds ---------------------------------------------------------------------------------------
+
+
+def rounding_bound(case: Conv2dCase, t: ConvTensors, math: str, terms: int) -> ConvResults:
+    """The largest errors the format allows, per element.
+
+    With S the sum of |a b| over the products of one result: bfloat16 and float16 products are
+    exact in float32, tf32 operands are each off by at most 2^-11 of their size. A sum of n terms in
+    float32 is off by at most n 2^-23 S, also where the tensor core cuts off instead of rounding.
+    Storing rounds once more: 2^-8 of the value for bfloat16; 2^-11 for float16, which also has a
+    smallest step, 2^-24; 2^-24 for float32."""
+    operands = 2.0**-10 + 2.0**-22 if math == "tf32" else 0.0
+    sums = (terms + 2) * 2.0**-23
+    stored = {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(math, 2.0**-24)
+    smallest = 2.0**-25 if math == "float16" else 0.0
+    exact = oracle_conv2d(t, case.options)
+    sizes = oracle_conv2d(t.map(torch.abs), case.options)
+
+    def bound(value: Tensor | None, size: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        error = (operands + sums) * size
+        return error + stored * (value.abs() + error) + smallest
+
+    return ConvResults(
+        *(bound(*pair) for pair in zip(vars(exact).values(), vars(sizes).values(), strict=True))
+    )
+
+
+def assert_within(result: ConvResults, exact: ConvResults, bound: ConvResults) -> None:
+    for name, allowed in vars(bound).items():
+        if allowed is None:
+            continue
+        error = (getattr(result, name).double() - getattr(exact, name)).abs()
+        # Written so that a NaN anywhere fails.
+        assert (error <= allowed).all(), f"{name}: {(error / allowed).max():.3f} of the bound"
+
+
+def longest_sum(case: Conv2dCase) -> int:
+    depth = case.weight_shape[1] * case.kernel[0] * case.kernel[1]
+    width = case.out_channels // case.groups * case.kernel[0] * case.kernel[1]
+    pixels = case.batch * case.output_size[0] * case.output_size[1]
+    return max(depth, width, pixels)
+
+
+def assert_ran(plans: tuple[Plan, ...], algorithm: str, math: str | None = None) -> None:
+    assert [plan.algorithm for plan in plans] == [algorithm] * len(plans)
+    if math is not None:
+        assert [plan.math for plan in plans] == [math] * len(plans)
+
+
+# --- General kernels ------------------------------------------------------------------------------
+
+# Of run: forward and grad input.
+PASSES = 2
+
+GENERAL = Request(algorithm="general")
+
+
+@by_id([*SMALL, *RANDOM, *CONV2D_EMPTY_BATCH])
+def test_general_small_integers_are_exact(case: Conv2dCase, shim: CudaShim) -> None:
+    tensors = make_tensors(case, small_integers)
+    result, plans = run(shim, case, tensors, GENERAL)
+    assert_ran(plans, "general")
+    assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@by_id([*CONV2D_NETWORKS[1:10:2], *CONV2D_STEPS[::5], *CONV2D_CHANNELS[3::7]])
+def test_general_parity(case: Conv2dCase, layout: str, shim: CudaShim) -> None:
+    tensors = LAYOUTS[layout](make_tensors(case))
+    result, _ = run(shim, case, tensors, GENERAL)
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
+    assert_all_parity(result, by_torch, oracle_conv2d(tensors, case.options))
+
+
+@by_id([NAMED["depth-600"], NAMED["depth-one-channel-25x25"], NAMED["winograd-tiny-image"]])
+def test_general_parity_of_long_sums(case: Conv2dCase, shim: CudaShim) -> None:
+    """All products positive: the errors of one running sum would not cancel."""
+    tensors = make_tensors(case, lambda shape, generator: torch.rand(shape, generator=generator))
+    result, _ = run(shim, case, tensors, GENERAL)
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
+    assert_all_parity(result, by_torch, oracle_conv2d(tensors, case.options))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "no_unit_stride"])
+@by_id([*CONV2D_SIZES[::4], *CONV2D_STEPS[1::6]])
+def test_general_float64(case: Conv2dCase, layout: str, shim: CudaShim) -> None:
+    tensors = LAYOUTS[layout](make_tensors(case)).map(lambda t: _cast(t, torch.float64))
+    result, _ = run(shim, case, tensors, GENERAL)
+    oracle = oracle_conv2d(tensors, case.options)
+    for name, exact in vars(oracle).items():
+        if exact is not None:
+            torch.testing.assert_close(getattr(result, name), exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("math", ["bfloat16", "float16"])
+@by_id([*CONV2D_NETWORKS[1:9:2], *CONV2D_STEPS[::5]])
+def test_general_half_precision(case: Conv2dCase, math: str, shim: CudaShim) -> None:
+    tensors = tensors_in(case, math)
+    result, _ = run(shim, case, tensors, GENERAL)
+    bound = rounding_bound(case, tensors, math, longest_sum(case))
+    assert_within(result, oracle_conv2d(tensors, case.options), bound)
+
+
+# --- Tensor cores ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("math", GEMM_FORMATS)
+@by_id([*SMALL[::2], *RANDOM[::2], *CONV2D_EMPTY_BATCH])
+def test_gemm_small_integers_are_exact(case: Conv2dCase, math: str, shim: CudaShim) -> None:
+    tensors = tensors_in(case, math, fill=small_integers)
+    result, plans = run(shim, case, tensors, gemm(math, tile=3))
+    # grad input takes one phase per remainder modulo the stride, at most 16.
+    phases = min(case.stride[0], case.size[0]) * min(case.stride[1], case.size[1])
+    assert_ran(plans[: PASSES if phases <= 16 else 1], "implicit_gemm", math)
+    assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+@pytest.mark.parametrize("math", ["bfloat16", "tf32"])
+@by_id([NAMED["resnext-groups"], NAMED["resnet-1x1-s2"], NAMED["channels-16-to-16"], *TINY[1:3]])
+def test_gemm_layouts(case: Conv2dCase, math: str, layout: str, shim: CudaShim) -> None:
+    tensors = tensors_in(case, math, layout, small_integers)
+    result, plans = run(shim, case, tensors, gemm(math, flush="start"))
+    assert_ran(plans[:PASSES], "implicit_gemm", math)
+    assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
+@pytest.mark.parametrize("tile", range(4))
+@pytest.mark.parametrize("math", GEMM_FORMATS)
+def test_gemm_tiles(math: str, tile: int, shim: CudaShim) -> None:
+    """Three tiles of pixels and more than one of channels, whichever tile."""
+    if math == "tf32x3" and tile == 0:
+        pytest.skip("the split product has no tile of this size")
+    case = Conv2dCase("tiles", 3, 40, (9, 11), 136, (3, 2), padding=(1, 1))
+    tensors = tensors_in(case, math, "channels_last", small_integers)
+    output, plan = forward(shim, case, tensors, gemm(math, tile=tile))
+    assert (plan.algorithm, plan.tile) == ("implicit_gemm", tile)
+    wrong = output != oracle_conv2d(tensors, case.options).output.to(output.dtype)
+    assert not wrong.any()
+
+
+@pytest.mark.parametrize("mma", ["exact", "ampere", "hopper"])
+@pytest.mark.parametrize("math", ["bfloat16", "float16", "tf32"])
+@by_id([*CONV2D_NETWORKS[3:12:3], CONV2D_WINOGRAD[1], NAMED["channels-33-to-15"], *TINY])
+def test_gemm_error_is_within_the_format(
+    case: Conv2dCase, math: str, mma: str, shim: CudaShim
+) -> None:
+    shim.configure(mma=mma)
+    tensors = tensors_in(case, math)
+    result, plans = run(shim, case, tensors, gemm(math))
+    assert_ran(plans[:PASSES], "implicit_gemm", math)
+    bound = rounding_bound(case, tensors, math, longest_sum(case))
+    assert_within(result, oracle_conv2d(tensors, case.options), bound)
+
+
+@pytest.mark.parametrize("mma", ["exact", "ampere", "hopper"])
+@by_id([*CONV2D_NETWORKS[3:12:3], NAMED["depth-600"], NAMED["channels-33-to-15"], *TINY])
+def test_split_product_has_float32_parity(case: Conv2dCase, mma: str, shim: CudaShim) -> None:
+    shim.configure(mma=mma)
+    tensors = make_tensors(case)
+    result, plans = run(shim, case, tensors, gemm("tf32x3"))
+    assert_ran(plans[:PASSES], "implicit_gemm", "tf32x3")
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
+    assert_all_parity(result, by_torch, oracle_conv2d(tensors, case.options))
+
+
+def test_plain_tf32_does_not_have_float32_parity(shim: CudaShim) -> None:
+    """The rule that the split product passes can tell the two apart."""
+    case = CONV2D_NETWORKS[3]
+    tensors = make_tensors(case)
+    result, _ = run(shim, case, tensors, gemm("tf32"))
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
+    with pytest.raises(AssertionError, match="output: largest error"):
+        assert_all_parity(result, by_torch, oracle_conv2d(tensors, case.options))
+
+
+def test_split_product_keeps_infinities(shim: CudaShim) -> None:
+    """An infinity must not meet the zero low part of what it is multiplied with."""
+    case = Conv2dCase("infinite", 1, 16, (6, 6), 16, (3, 3))
+    tensors = make_tensors(case, small_integers)
+    tensors.weight[3] = tensors.weight[3].abs() + 1
+    tensors.input[0, 5, 2, 3] = float("inf")
+    output, plan = forward(shim, case, tensors, gemm("tf32x3"))
+    assert plan.math == "tf32x3"
+    exact = oracle_conv2d(tensors, case.options).output
+    assert exact[0, 3].isinf().any()
+    torch.testing.assert_close(output[0, 3].double(), exact[0, 3], rtol=0, atol=0)
+
+
+# --- Both: schedules, memory, fused epilogue ------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy_at", COPY_AT)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("math", ["general", *GEMM_FORMATS])
+def test_every_schedule_gives_the_same_bits(
+    math: str, schedule: str, copy_at: str, shim: CudaShim
+) -> None:
+    for case in TINY:
+        tensors = make_tensors(case) if math == "general" else tensors_in(case, math)
+        request = GENERAL if math == "general" else gemm(math, splits=3)
+        shim.configure()
+        first, _ = run(shim, case, tensors, request)
+        shim.configure(schedule, copy_at=copy_at, seed=len(case.id))
+        again, _ = run(shim, case, tensors, dataclasses.replace(request, flush="start"))
+        assert_all_equal(again, first)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("algorithm", ["general", "implicit_gemm"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_fused_activation(layout: str, algorithm: str, activation: str, shim: CudaShim) -> None:
+    case = NAMED["channels-33-to-15"]
+    tensors = LAYOUTS[layout](make_tensors(case))
+    request = Request(algorithm=algorithm, activation=activation, negative_slope=0.25)
+    output, plan = forward(shim, case, tensors, request)
+    assert plan.algorithm == algorithm
+    apply = {
+        "none": torch.clone,
+        "relu": torch.relu,
+        "leaky_relu": lambda t: torch.nn.functional.leaky_relu(t, 0.25),
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+    }[activation]
+    exact = apply(oracle_conv2d(tensors, case.options).output)
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options).output
+    assert_parity(output, apply(by_torch), exact, activation)
+
+
+@pytest.mark.parametrize("algorithm", ["general", "implicit_gemm"])
+def test_a_changed_weight_changes_its_channel_alone(algorithm: str, shim: CudaShim) -> None:
+    """Negative control: one tap off by one is seen, where it should be."""
+    case = NAMED["channels-16-to-16"]
+    tensors = make_tensors(case, small_integers)
+    exact = oracle_conv2d(tensors, case.options)
+    tensors.weight[11, 7, 2, 0] += 1
+    result, _ = run(shim, case, tensors, Request(algorithm=algorithm, allow_tf32=True))
+    with pytest.raises(AssertionError, match="output"):
+        assert_all_equal(result, exact)
+    changed = (result.output.double() != exact.output).flatten(2).any(-1).any(0)
+    assert changed.nonzero().flatten().tolist() == [11]
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_splits_of_the_weight_gradient(splits: int, shim: CudaShim) -> None:
+    case = NAMED["batch-13"]
+    tensors = make_tensors(case, small_integers)
+    oracle = oracle_conv2d(tensors, case.options)
+    gradient, bias, plan = grad_weight(
+        shim, case, tensors, Request(algorithm="general", splits=splits)
+    )
+    assert plan.splits == splits
+    assert torch.equal(gradient.double(), oracle.grad_weight)
+    assert torch.equal(bias.double(), oracle.grad_bias)
+
+
+# --- Which kernels serve a call -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("id", "math", "options", "algorithm"),
+    [
+        ("vgg-3x3", "bfloat16", {}, "implicit_gemm"),
+        ("vgg-3x3", "tf32", {}, "implicit_gemm"),
+        ("vgg-3x3", "tf32x3", {}, "implicit_gemm"),
+        ("vgg-3x3", "tf32", {"compute_capability": 75}, "general"),
+        ("lenet-conv1", "tf32", {}, "general"),
+        ("mobilenet-depthwise", "tf32", {}, "general"),
+    ],
+)
+def test_choice(id: str, math: str, options: dict, algorithm: str, shim: CudaShim) -> None:
+    case = dataclasses.replace(NAMED[id], batch=1)
+    tensors = tensors_in(case, math, fill=small_integers)
+    request = Request(allow_tf32=GEMM_FORMATS[math][1], **options)
+    result, plans = run(shim, case, tensors, request)
+    assert_ran(plans[:PASSES], algorithm, math if algorithm == "implicit_gemm" else None)
+    assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
+def test_float64_never_runs_on_tensor_cores(shim: CudaShim) -> None:
+    case = TINY[0]
+    tensors = make_tensors(case).map(torch.Tensor.double)
+    _, plans = run(shim, case, tensors, Request(algorithm="implicit_gemm", allow_tf32=True))
+    assert_ran(plans, "general")
+
+
+def test_aligned_channels_last_is_read_in_place(shim: CudaShim) -> None:
+    """No copies of operands that lie as the kernel reads them: one launch, no workspace."""
+    case = NAMED["channels-16-to-16"]
+    tensors = tensors_in(case, "bfloat16", "channels_last", small_integers)
+    shim.reset_counts()
+    _, plan = forward(shim, case, tensors, gemm("bfloat16"))
+    assert (plan.workspace_bytes, shim.counts().launches) == (0, 1)
+    shim.reset_counts()
+    _, plan = forward(shim, case, tensors_in(case, "bfloat16"), gemm("bfloat16"))
+    assert plan.workspace_bytes > 0
+    assert shim.counts().launches == 3
