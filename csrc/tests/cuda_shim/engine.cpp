@@ -49,7 +49,6 @@ void run_thread(void* argument) {
     fail(thread.where, "thread ends with cp.async copies that it never waited for");
   thread.state = State::kDone;
   ++thread.block->done;
-  release(&launch_key);
   wait_for_turn(thread);
   std::abort();  // finished threads get no turn
 }
@@ -220,7 +219,7 @@ void run_blocks() {
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
 
 void land_after_signal() {
-  running->fiber.suspend();
+  wait_for_turn(*running);
   std::abort();
 }
 
@@ -299,6 +298,7 @@ uint64_t next_random() {
 }
 
 void wait_for_turn(Thread& thread) {
+  release(&launch_key);
   thread.fiber.suspend();
 }
 
@@ -327,7 +327,7 @@ void describe_thread(const Thread& thread, char* text, size_t size) {
 void give_up(const char* text) {
   launch.failed = true;
   std::snprintf(error_text, sizeof(error_text), "%s", text);
-  running->fiber.suspend();
+  wait_for_turn(*running);
   std::abort();  // a launch that failed gives no more turns
 }
 

@@ -50,7 +50,7 @@ fastconv_shim_switch:
 namespace fastconv::cuda_shim {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(FASTCONV_SHIM_TSAN)
+#ifdef __SANITIZE_ADDRESS__
 constexpr size_t kStackBytes = 256 * 1024;
 #else
 constexpr size_t kStackBytes = 64 * 1024;
@@ -86,9 +86,14 @@ void* prepared_stack(void* stack, void (*function)()) {
 }  // namespace
 
 Fiber::~Fiber() {
-  if (stack_ == nullptr) return;
   stop();
-  munmap(static_cast<char*>(stack_) - kGuardBytes, kStackBytes + kGuardBytes);
+  free_stack();
+}
+
+void Fiber::free_stack() {
+  if (stack_ != nullptr)
+    munmap(static_cast<char*>(stack_) - kGuardBytes, kStackBytes + kGuardBytes);
+  stack_ = nullptr;
 }
 
 void Fiber::start(void (*body)(void*), void* argument) {
@@ -145,6 +150,7 @@ void Fiber::stop() {
 #ifdef FASTCONV_SHIM_TSAN
   if (sanitizer_fiber_ != nullptr) __tsan_destroy_fiber(sanitizer_fiber_);
   sanitizer_fiber_ = nullptr;
+  free_stack();  // the next fiber there is another thread, and no race with this one
 #endif
 }
 

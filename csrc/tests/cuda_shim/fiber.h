@@ -29,6 +29,8 @@ class Fiber {
   static void divert_signal(void* signal_context, void (*landing)());
 
  private:
+  void free_stack();
+
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
   void* stack_ = nullptr;  // with an unmapped page below
