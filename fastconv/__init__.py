@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastconv import _load  # isort: skip  (registers the operators; everything below needs them)
 from fastconv import functional, models, nn, optim, runtime
+from fastconv._accelerate.explain import explain
 from fastconv.accelerate import accelerate, accelerated, restore
 
 try:
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "accelerated",
+    "explain",
     "functional",
     "models",
     "nn",

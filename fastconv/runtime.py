@@ -77,6 +77,16 @@ def last_used_algorithm(kernel: str | None = None) -> str | None:
     return None if record is None else record[0]
 
 
+def last_used() -> dict[str, tuple[str, str]]:
+    """Algorithm and instruction set of the last run of every kernel that has run."""
+    return _C.all_records()
+
+
+def forget_last_used() -> None:
+    """Forgets which kernels have run, so that :func:`last_used` tells what runs from now on."""
+    _C.forget_records()
+
+
 def algorithms(kernel: str) -> list[str]:
     """The algorithms among which ``kernel`` chooses; empty when it has no choice.
 

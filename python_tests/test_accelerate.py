@@ -133,7 +133,7 @@ class OperatorNames(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (small_net, {"conv2d", "_conv_block2d_training", "avg_pool2d"}),
+        (small_net, {"conv2d", "_conv_block2d_training"}),
         (TinyCrnn, {"_conv_block2d_training", "_lstm_layer_training"}),
     ],
 )
@@ -311,6 +311,19 @@ def test_autocast_runs_as_before() -> None:
 def test_the_meta_device_runs_as_before() -> None:
     _, fast, x = case(small_net)
     assert fast.to("meta")(x.to("meta")).shape == (4, 4)
+
+
+def test_global_pooling_goes_where_it_is_faster() -> None:
+    pool = nn.AdaptiveAvgPool2d(1)
+    fastconv.accelerate(pool)
+    for shape, backward, ours in (
+        ((8, 256, 8, 8), True, True), ((8, 256, 8, 8), False, False), ((8, 4, 8, 8), True, False),
+    ):  # fmt: skip
+        x = torch.randn(shape, requires_grad=backward)
+        with OperatorNames() as operators:
+            y = pool(x)
+        assert ("fastconv.avg_pool2d" in operators.names) is ours
+        torch.testing.assert_close(y, x.mean((2, 3), keepdim=True), rtol=1e-5, atol=1e-6)
 
 
 def test_adaptive_pooling_of_unequal_windows_runs_as_before() -> None:

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -72,6 +73,17 @@ std::optional<RecordOfKernel> last_record(const std::optional<std::string>& kern
   return record_or_none(cpu::last_record(kernel_from_name("last_used", *kernel)));
 }
 
+// Of every kernel that has run: its algorithm and instruction set.
+std::map<std::string, RecordOfKernel> all_records() {
+  std::map<std::string, RecordOfKernel> records;
+  for (int i = 0; i < static_cast<int>(cpu::KernelId::kCount); ++i) {
+    const auto id = static_cast<cpu::KernelId>(i);
+    if (const auto record = record_or_none(cpu::last_record(id)))
+      records.emplace(cpu::kernel_name(id), *record);
+  }
+  return records;
+}
+
 std::vector<std::string> algorithms(const std::string& kernel) {
   std::vector<std::string> names;
   for (const char* const* name = cpu::kernel_algorithms(kernel_from_name("algorithms", kernel));
@@ -129,6 +141,8 @@ PYBIND11_MODULE(_C, m) {
       "fma_peak", [] { return cpu::measure_fma_peak(cpu::active_isa()); },
       py::call_guard<py::gil_scoped_release>());
   m.def("last_record", &last_record, py::arg("kernel").none(true));
+  m.def("all_records", &all_records);
+  m.def("forget_records", &cpu::forget_records);
   m.def("memory_cache_info", &memory_cache_info);
   m.def("set_memory_cache_limit", &set_memory_cache_limit, py::arg("bytes"));
   m.def("empty_memory_cache", &fastconv::bindings::empty_block_cache);

@@ -75,6 +75,9 @@ void test_trace() {
   CHECK(std::string(last_record().algorithm) == "second");
   CHECK(last_record().isa == Isa::kScalar);
   CHECK(last_record(KernelId::kConv2dGradWeight).algorithm == nullptr);
+  forget_records();
+  CHECK(last_record().algorithm == nullptr);
+  CHECK(last_record(KernelId::kConv2dForward).algorithm == nullptr);
 }
 
 }  // namespace

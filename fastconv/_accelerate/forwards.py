@@ -105,21 +105,35 @@ def avg_pool2d_forward(module: torch.nn.AvgPool2d, input: Tensor) -> Tensor:
     return AvgPool2d.forward(module, input)  # type: ignore[arg-type]
 
 
+# Below as many elements torch's mean over a whole map is faster than a pooling with its backward
+# pass; without a backward pass it always is (benchmarks/results/README.md).
+_LEAST_GLOBAL = 65_536
+
+
 def adaptive_avg_pool2d_forward(module: torch.nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
     """Average pooling where the windows are all of one size and do not overlap."""
-    if runs_on_kernels(input) and input.dim() in (3, 4):
-        wanted = module.output_size
-        pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
-        height, width = input.shape[-2:]
-        rows, columns = (
-            size if output is None else output
-            for size, output in zip((height, width), pair, strict=True)
-        )
-        if rows > 0 and columns > 0 and height >= rows and width >= columns:
-            window = (height // rows, width // columns)
-            if window[0] * rows == height and window[1] * columns == width:
-                return avg_pool2d(input, window)
-    return type(module).forward(module, input)
+    window = _equal_windows(module, input) if runs_on_kernels(input) else None
+    if window is None:
+        return type(module).forward(module, input)
+    return avg_pool2d(input, window)
+
+
+def _equal_windows(module: torch.nn.AdaptiveAvgPool2d, input: Tensor) -> tuple[int, int] | None:
+    """Size of the windows, if they are equal and fastconv is not slower on them."""
+    if input.dim() not in (3, 4):
+        return None
+    wanted = module.output_size
+    pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+    height, width = input.shape[-2:]
+    rows = height if pair[0] is None else pair[0]
+    columns = width if pair[1] is None else pair[1]
+    if rows == 1 and columns == 1:
+        backward = input.requires_grad and torch.is_grad_enabled()
+        if not backward or input.numel() < _LEAST_GLOBAL:
+            return None
+    if not (0 < rows <= height and 0 < columns <= width) or height % rows or width % columns:
+        return None
+    return height // rows, width // columns
 
 
 # A layer is served when its class computes by these very functions: subclasses that only add

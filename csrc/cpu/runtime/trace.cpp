@@ -49,6 +49,11 @@ KernelRecord last_record() {
   return last_record(static_cast<KernelId>(kernel));
 }
 
+void forget_records() {
+  for (AtomicRecord& record : records) record.algorithm.store(nullptr, std::memory_order_relaxed);
+  last_kernel.store(-1, std::memory_order_relaxed);
+}
+
 const char* const* kernel_algorithms(KernelId kernel) {
   static constexpr const char* kGather[] = {"panel", "pixel_vectors", "channel_vectors",
                                             "rows",  "winograd",      "depthwise",

@@ -41,6 +41,9 @@ KernelRecord last_record(KernelId kernel);
 // The record of the most recent kernel of any kind.
 KernelRecord last_record();
 
+// As if no kernel had run yet.
+void forget_records();
+
 // The algorithms among which a kernel chooses, ended by nullptr; empty when there is no choice.
 const char* const* kernel_algorithms(KernelId kernel);
 
