@@ -7,6 +7,8 @@
 
 # Kernels: raw pointers, sizes and a stream; no torch. Headers are csrc/cuda/**/*.h and *.cuh.
 set(FASTCONV_CUDA_KERNELS
+  csrc/cuda/adam/adam_norm.cu
+  csrc/cuda/adam/adam_update.cu
   csrc/cuda/conv2d/conv2d.cu
   csrc/cuda/conv2d/conv2d_gemm_bfloat16.cu
   csrc/cuda/conv2d/conv2d_gemm_float16.cu

@@ -11,10 +11,9 @@
 
 namespace fastconv::cpu {
 
-// Parameter and gradient / both averages: float / float, double / double, bfloat16 / float.
-enum class AdamType : int32_t { kFloat32, kFloat64, kBfloat16 };
+using fastconv::AdamType;
+using fastconv::kAdamTypeCount;
 
-inline constexpr int kAdamTypeCount = 3;
 inline constexpr int64_t kAdamChunkSize = 4096;
 
 struct AdamTensor {
