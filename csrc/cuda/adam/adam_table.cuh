@@ -252,14 +252,17 @@ __device__ inline AdamChunk adam_chunk_of_block(const AdamEntry& entry, uint32_t
   return c;
 }
 
-// True in every thread of the block that comes last of all to this point; the others' writes before
-// it are then visible. `flag` is shared memory. The ticket is zero again after the last block.
+// True in every thread of the block that comes last of all to this point; what the others wrote
+// before it is then visible. `flag` is shared memory. The ticket is zero again after the last
+// block.
 __device__ inline bool adam_last_block(uint32_t* ticket, int32_t* flag) {
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) *flag = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *flag = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();
+  }
   __syncthreads();
-  __threadfence();
   return *flag != 0;
 }
 
