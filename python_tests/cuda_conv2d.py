@@ -24,7 +24,8 @@ class Request:
 
     algorithm: str | None = None
     tile: int = -1
-    splits: int = 0
+    weight_tile: int = -1  # of the weight gradient
+    splits: int = 0  # the same
     allow_tf32: bool = False
     activation: str = "none"
     negative_slope: float = 0.01
@@ -117,7 +118,8 @@ def grad_weight(
         b = None
         if t.bias is not None:
             b = memory.empty([case.out_channels], t.bias.dtype, "grad_bias", alignment=4)
-        numbers = _numbers(case, request, t.input.dtype, g, x, w)
+        wanted = replace(request, tile=request.weight_tile)
+        numbers = _numbers(case, wanted, t.input.dtype, g, x, w)
         shim.call("conv2d_grad_weight", numbers, plan, g, x, w, b)
         return w.clone(), None if b is None else b.clone(), Plan.of(plan)
 

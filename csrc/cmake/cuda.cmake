@@ -15,6 +15,11 @@ set(FASTCONV_CUDA_KERNELS
   csrc/cuda/conv2d/conv2d_gemm_tf32.cu
   csrc/cuda/conv2d/conv2d_gemm_tf32x3.cu
   csrc/cuda/conv2d/conv2d_general.cu
+  csrc/cuda/conv2d/conv2d_grad_weight_bfloat16.cu
+  csrc/cuda/conv2d/conv2d_grad_weight_float16.cu
+  csrc/cuda/conv2d/conv2d_grad_weight_implicit.cu
+  csrc/cuda/conv2d/conv2d_grad_weight_tf32.cu
+  csrc/cuda/conv2d/conv2d_grad_weight_tf32x3.cu
   csrc/cuda/conv2d/conv2d_implicit.cu
   csrc/cuda/conv2d/conv2d_layout.cu
   csrc/cuda/conv2d/conv2d_partials.cu

@@ -8,6 +8,7 @@
 #include "cpu/conv2d/conv2d_reference.h"
 #include "cuda/conv2d/conv2d.h"
 #include "cuda/conv2d/conv2d_axes.h"
+#include "cuda/conv2d/conv2d_grad_weight_gemm.h"
 #include "cuda/conv2d/conv2d_implicit.h"
 #include "cuda/conv2d/conv2d_tiles.h"
 #include "tests/cuda_shim/emulator.h"
@@ -104,6 +105,18 @@ void test_choice_of_the_tile() {
   CHECK(choose(1 << 20, 16, Conv2dMath::kBFloat16) == 3);
   CHECK(choose(49, 512, Conv2dMath::kBFloat16) == 2);  // no tile fills the GPU
   CHECK(choose(1 << 20, 512, Conv2dMath::kTf32x3) == kFirstTf32x3Tile);
+}
+
+void test_choice_of_the_splits() {
+  const Device device{80, 108, 166912, 167936};
+  const auto choose = [&](int64_t tiles, int64_t groups, int64_t pixels) {
+    return choose_conv2d_splits(tiles, groups, pixels, 32, device);
+  };
+  CHECK(choose(1, 1, 1 << 20) == 216);  // two blocks for every multiprocessor
+  CHECK(choose(216, 1, 1 << 20) == 1);
+  CHECK(choose(1, 1, 8 * 32 * 5) == 5);  // eight stages for every block
+  CHECK(choose(1, 1, 1) == 1);
+  CHECK(choose(1, 60000, 1 << 20) == 1);  // the grid ends at 65535
 }
 
 // Sizes past 2^31 with no memory behind them: the plan falls back instead of wrapping.
@@ -222,6 +235,7 @@ void test_kernels(Conv2dAlgorithm algorithm, bool allow_tf32) {
       grad_weight,
       [&](const auto& call) { return plan_conv2d_grad_weight_as(call, algorithm, -1, 2); },
       launch_conv2d_grad_weight);
+  CHECK(grad_weight.plan.algorithm == algorithm);
   check_equal(result, expected);
   check_equal(bias, expected_bias);
 }
@@ -247,6 +261,7 @@ int main() {
   test_axes();
   test_axes_refuse_what_they_cannot_count();
   test_choice_of_the_tile();
+  test_choice_of_the_splits();
   test_huge_calls_are_planned();
   test_kernels_under_every_schedule();
   return report();

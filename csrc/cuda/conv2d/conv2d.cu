@@ -4,6 +4,7 @@
 
 #include "cuda/common/divmod.h"
 #include "cuda/conv2d/conv2d_general.h"
+#include "cuda/conv2d/conv2d_grad_weight_gemm.h"
 #include "cuda/conv2d/conv2d_implicit.h"
 #include "cuda/conv2d/conv2d_partials.h"
 
@@ -53,8 +54,12 @@ Conv2dPlan plan_conv2d_grad_input_as(const Conv2dGradInput& call, Conv2dAlgorith
   return plan;
 }
 
-Conv2dPlan plan_conv2d_grad_weight_as(const Conv2dGradWeight& call, Conv2dAlgorithm, int,
-                                      int64_t splits) {
+Conv2dPlan plan_conv2d_grad_weight_as(const Conv2dGradWeight& call, Conv2dAlgorithm algorithm,
+                                      int tile, int64_t splits) {
+  Conv2dPlan plan{};
+  if (algorithm == Conv2dAlgorithm::kImplicitGemm &&
+      plan_conv2d_grad_weight_implicit(call, tile, splits, &plan))
+    return plan;
   return general_grad_weight_plan(call, splits);
 }
 
@@ -83,7 +88,9 @@ cudaError_t launch_conv2d_grad_input(const Conv2dGradInput& call, cudaStream_t s
 }
 
 cudaError_t launch_conv2d_grad_weight(const Conv2dGradWeight& call, cudaStream_t stream) {
-  return launch_conv2d_grad_weight_general(call, stream);
+  return call.plan.algorithm == Conv2dAlgorithm::kImplicitGemm
+             ? launch_conv2d_grad_weight_implicit(call, stream)
+             : launch_conv2d_grad_weight_general(call, stream);
 }
 
 }  // namespace fastconv::cuda

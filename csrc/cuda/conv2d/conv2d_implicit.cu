@@ -148,12 +148,8 @@ bool lay_out(const Problem& p, Layout* layout) {
 }
 
 bool plan_problem(const Problem& p, const Conv2dCall& call, int tile, Conv2dPlan* plan) {
-  constexpr int kOldestWithTensorCores = 80;  // with cp.async, bfloat16 and tf32
   Layout layout{};
-  if (call.element == Conv2dElement::kFloat64 ||
-      call.device.compute_capability < kOldestWithTensorCores || p.source.channels == 0 ||
-      !lay_out(p, &layout))
-    return false;
+  if (!has_tensor_cores(call) || p.source.channels == 0 || !lay_out(p, &layout)) return false;
   const Conv2dMath math = conv2d_math(call.element, call.allow_tf32);
   const int64_t products = p.groups * p.rows.count * p.columns.count;
   const int first_tile = math == Conv2dMath::kTf32x3 ? kFirstTf32x3Tile : 0;

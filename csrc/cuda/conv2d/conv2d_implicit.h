@@ -12,6 +12,11 @@ namespace fastconv::cuda {
 int choose_conv2d_tile(int64_t rows, int64_t columns, int64_t products, Conv2dMath math,
                        const Device& device);
 
+// cp.async, bfloat16 and tf32 came with compute capability 8.0.
+inline bool has_tensor_cores(const Conv2dCall& call) {
+  return call.device.compute_capability >= 80 && call.element != Conv2dElement::kFloat64;
+}
+
 Conv2dMath conv2d_math(Conv2dElement element, bool allow_tf32);
 
 // False when the kernel cannot serve the call; otherwise fills in `plan`. A tile < 0 is chosen.

@@ -70,6 +70,21 @@ __host__ __device__ constexpr int float_pixel_offset(int pixel, int channel, int
   return (pixel * row_vectors + (vector ^ (2 * (pixel & 3)))) * kVectorBytes + channel % 4 * 4;
 }
 
+// The same for lane 4 g + t reading channel first + g of pixel `pixel` + t, first and pixel
+// multiples of 8 and 4: the lane's part for one of four values of `turn`, and the rest, which is
+// the same for all lanes. A kernel keeps the four parts in registers and adds constants.
+__host__ __device__ constexpr int float_lane_offset(int lane, int turn, int row_vectors) {
+  const int g = lane / 4;
+  const int t = lane % 4;
+  return (t * row_vectors + (2 * turn ^ 2 * t) + g / 4) * kVectorBytes + g % 4 * 4;
+}
+__host__ __device__ constexpr int float_turn(int first) {
+  return first / 8 % 4;
+}
+__host__ __device__ constexpr int float_rest_offset(int pixel, int first, int row_vectors) {
+  return (pixel * row_vectors + first / 32 * 8) * kVectorBytes;
+}
+
 // --- Which row of shared memory a lane names to ldmatrix
 // -------------------------------------------
 
@@ -185,6 +200,18 @@ constexpr bool float_pixel_reads_are_conflict_free() {
   return true;
 }
 
+template <int RowVectors>
+constexpr bool float_lane_offsets_add_up() {
+  for (int lane = 0; lane < kWarp; ++lane)
+    for (int pixel = 0; pixel < 16; pixel += 4)
+      for (int first = 0; first < RowVectors * 4; first += 8)
+        if (float_lane_offset(lane, float_turn(first), RowVectors) +
+                float_rest_offset(pixel, first, RowVectors) !=
+            float_pixel_offset(pixel + lane % 4, first + lane / 4, RowVectors))
+          return false;
+  return true;
+}
+
 // Every element of a 16 x 8 result belongs to exactly one lane and register (layout: ptx.cuh).
 constexpr bool result_fragment_covers_once() {
   int count[16 * 8] = {};
@@ -241,6 +268,8 @@ static_assert(is_bijective<16, 16>([](int p, int v) { return float_pixel_offset(
 static_assert(is_bijective<16, 32>([](int p, int v) { return float_pixel_offset(p, 4 * v, 32); }));
 static_assert(float_pixel_reads_are_conflict_free<16>());
 static_assert(float_pixel_reads_are_conflict_free<32>());
+static_assert(float_lane_offsets_add_up<16>());
+static_assert(float_lane_offsets_add_up<32>());
 static_assert(result_fragment_covers_once());
 static_assert(ldmatrix_rows_match_the_fragments());
 static_assert(tiles_divide());
