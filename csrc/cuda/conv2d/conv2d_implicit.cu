@@ -125,7 +125,7 @@ bool lay_out(const Problem& p, Layout* layout) {
       if (!checked_product({rows.taps, columns.taps, layout->padded_channels / per_vector},
                            &vectors) ||
           !checked_product({vectors, p.dest.channels}, &weights) ||
-          !checked_product({p.batch, rows.size, columns.size}, &pixels) || !fits_int32(vectors) ||
+          !checked_product({p.batch, rows.size, columns.size}, &pixels) || !fits_int32(weights) ||
           !fits_int32(pixels))
         return false;
       layout->group_vectors += weights;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Layout changes of conv2d_layout.h. Pixels are copied in tiles of 32 pixels x 32 channels through
-// shared memory: a warp reads 32 neighbours of whichever dimension is denser in the source and
-// writes 32 neighbouring channels. Elements move as bits; their type does not matter.
+// Layout changes of conv2d_layout.h, in tiles of 32 x 32 through shared memory:
+// a warp reads 32 neighbours of whichever dimension is denser in the source -
+// pixels or taps against channels - and writes 32 neighbouring channels.
+// Elements move as bits; their type does not matter.
 #include "cuda/conv2d/conv2d_layout.h"
 
 #include "cuda/common/divmod.h"
@@ -16,6 +17,7 @@ constexpr int kSide = 32;
 constexpr int kPasses = 4;
 constexpr int kThreads = kSide * kSide / kPasses;
 constexpr int kPaddedSide = kSide + 1;  // columns of the tile fall into different banks
+constexpr size_t kTile = kSide * kPaddedSide;
 
 struct CopyArgs {
   const void* from;
@@ -74,28 +76,54 @@ __global__ void __launch_bounds__(kThreads) conv2d_copy_pixels_kernel(CopyArgs a
   }
 }
 
-// Grid: (elements of a group of one phase, groups * phases).
+// One element of the packed weights of a phase: `line` counts (row, tap).
+template <typename Bits>
+__device__ Bits read_weight(const WeightPack& p, const PhaseTaps& phase, const Bits* from,
+                            int64_t line, int32_t channel) {
+  const int32_t taps = phase.rows * phase.columns;
+  const int64_t row = line / taps;
+  if (row >= p.rows || channel >= p.channels) return 0;
+  const int32_t tap = static_cast<int32_t>(line % taps);
+  const int32_t r = phase.first_row + tap / phase.columns * p.tap_row_step;
+  const int32_t q = phase.first_column + tap % phase.columns * p.tap_column_step;
+  return from[row * p.row_stride + channel * p.channel_stride + r * p.tap_row_stride +
+              q * p.tap_column_stride];
+}
+
+// Grid: (tiles of lines, tiles of channels, groups * phases). A line is one tap
+// of one row; lines are neighbours in a contiguous weight, channels in a
+// channels-last one.
 template <typename Bits>
 __global__ void __launch_bounds__(kThreads) conv2d_pack_weights_kernel(const WeightPack p) {
+  FC_DYNAMIC_SHARED(Bits, tile);  // [line][channel]
   constexpr int kPer = kPer128<Bits>;
-  const int group = static_cast<int>(blockIdx.y) % p.groups;
-  const PhaseTaps& phase = p.phases[static_cast<int>(blockIdx.y) / p.groups];
-  const int64_t taps = static_cast<int64_t>(phase.rows) * phase.columns;
-  const int64_t elements = p.rows * taps * p.padded_channels;
-  Bits* to = static_cast<Bits*>(p.to) + (group * p.group_vectors + phase.vectors) * kPer;
+  const int group = static_cast<int>(blockIdx.z) % p.groups;
+  const PhaseTaps& phase = p.phases[static_cast<int>(blockIdx.z) / p.groups];
+  const int64_t lines = static_cast<int64_t>(p.rows) * phase.rows * phase.columns;
+  const int64_t first_line = static_cast<int64_t>(blockIdx.x) * kSide;
+  const int32_t first_channel = static_cast<int32_t>(blockIdx.y) * kSide;
+  if (first_line >= lines) return;  // the grid is that of the phase with the most taps
+  const int fast = static_cast<int>(threadIdx.x) % kSide;
+  const int slow = static_cast<int>(threadIdx.x) / kSide;
   const Bits* from = static_cast<const Bits*>(p.from) + group * p.group_stride;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; index < elements;
-       index += step) {
-    const int64_t line = index / p.padded_channels;
-    const int32_t c = static_cast<int32_t>(index % p.padded_channels);
-    const int64_t row = line / taps;
-    const int32_t tap = static_cast<int32_t>(line % taps);
-    const int32_t r = phase.first_row + tap / phase.columns * p.tap_row_step;
-    const int32_t q = phase.first_column + tap % phase.columns * p.tap_column_step;
-    to[index] = c < p.channels ? from[row * p.row_stride + c * p.channel_stride +
-                                      r * p.tap_row_stride + q * p.tap_column_stride]
-                               : Bits(0);
+  const bool channels_denser = p.channel_stride == 1;
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int other = slow + pass * (kSide / kPasses);
+    const int line = channels_denser ? other : fast;
+    const int channel = channels_denser ? fast : other;
+    tile[line * kPaddedSide + channel] =
+        read_weight<Bits>(p, phase, from, first_line + line, first_channel + channel);
+  }
+  __syncthreads();
+  const int32_t channel = first_channel + fast;
+  if (channel >= p.padded_channels) return;
+  Bits* to = static_cast<Bits*>(p.to) + (group * p.group_vectors + phase.vectors) * kPer;
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int line = slow + pass * (kSide / kPasses);
+    if (first_line + line < lines)
+      to[(first_line + line) * p.padded_channels + channel] = tile[line * kPaddedSide + fast];
   }
 }
 
@@ -114,7 +142,6 @@ cudaError_t launch_conv2d_copy_pixels(const PixelCopy& copy, cudaStream_t stream
                       copy.strides.column < copy.strides.channel};
   const dim3 grid(static_cast<unsigned>(ceil_div(args.pixels, kSide)),
                   static_cast<unsigned>(ceil_div(args.padded_channels, kSide)));
-  constexpr size_t kTile = kSide * kPaddedSide;
   if (copy.element_bytes == 2)
     return FC_LAUNCH(conv2d_copy_pixels_kernel<uint16_t>, grid, kThreads, 2 * kTile, stream, args);
   return FC_LAUNCH(conv2d_copy_pixels_kernel<uint32_t>, grid, kThreads, 4 * kTile, stream, args);
@@ -126,11 +153,13 @@ cudaError_t launch_conv2d_pack_weights(const WeightPack& pack, cudaStream_t stre
     const int64_t taps = static_cast<int64_t>(pack.phases[i].rows) * pack.phases[i].columns;
     most_taps = taps > most_taps ? taps : most_taps;
   }
-  const dim3 grid(grid_for(pack.rows * most_taps * pack.padded_channels, kThreads),
+  if (most_taps == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(ceil_div(pack.rows * most_taps, kSide)),
+                  static_cast<unsigned>(ceil_div(pack.padded_channels, kSide)),
                   static_cast<unsigned>(pack.groups * pack.phase_count));
   if (pack.element_bytes == 2)
-    return FC_LAUNCH(conv2d_pack_weights_kernel<uint16_t>, grid, kThreads, 0, stream, pack);
-  return FC_LAUNCH(conv2d_pack_weights_kernel<uint32_t>, grid, kThreads, 0, stream, pack);
+    return FC_LAUNCH(conv2d_pack_weights_kernel<uint16_t>, grid, kThreads, 2 * kTile, stream, pack);
+  return FC_LAUNCH(conv2d_pack_weights_kernel<uint32_t>, grid, kThreads, 4 * kTile, stream, pack);
 }
 
 }  // namespace fastconv::cuda
