@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fastconv.recipes.distributed import require_one_process
 from fastconv.recipes.forecast import Errors, ForecastConfig, train_forecast
 from fastconv.recipes.options import add_options, given_options
 
@@ -50,6 +51,7 @@ def add_train_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    require_one_process("train forecast")
     given = given_options(arguments, ForecastConfig)
     result = train_forecast(ForecastConfig(**given), out=arguments.out)
     for name, errors in (

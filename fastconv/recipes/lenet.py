@@ -18,6 +18,7 @@ from fastconv.optim import Adam
 from fastconv.recipes import plots
 from fastconv.recipes.checkpoint import load_checkpoint, save_checkpoint
 from fastconv.recipes.data import ImageData, Samples, ShiftedBatches, load_image_data
+from fastconv.recipes.distributed import Processes, joined_processes
 from fastconv.recipes.errors import RunInterruptedError, UserError, require_packages
 from fastconv.recipes.lenet_config import LeNetConfig
 from fastconv.recipes.progress import ProgressBar
@@ -74,7 +75,7 @@ def build_model(config: LeNetConfig) -> LeNet5:
     )
 
 
-def build_trainer(config: LeNetConfig) -> Trainer:
+def build_trainer(config: LeNetConfig, processes: Processes | None = None) -> Trainer:
     """Network, optimizer and schedule of a run, all from ``config.seed``.
 
     Seeds torch's global generator, which initialisation and dropout draw from.
@@ -97,7 +98,14 @@ def build_trainer(config: LeNetConfig) -> Trainer:
             fused=True,
         )
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.lr_decay)
-    return Trainer(model, optimizer, scheduler=scheduler, l1=config.l1, seed=config.seed)
+    return Trainer(
+        model,
+        optimizer,
+        scheduler=scheduler,
+        l1=config.l1,
+        seed=config.seed,
+        processes=processes or Processes(),
+    )
 
 
 def build_batches(config: LeNetConfig, data: ImageData) -> ShiftedBatches:
@@ -110,8 +118,11 @@ def train_lenet5(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-) -> LeNetResult:
+) -> LeNetResult | None:
     """Train LeNet-5, test the weights of the best epoch, and write everything to a run folder.
+
+    Under torchrun the processes train together, each on its share of every batch; the first one
+    writes, the others return None.
 
     Args:
         settings: fields of :class:`LeNetConfig` that differ from the default, or, with ``resume``,
@@ -134,17 +145,21 @@ def train_lenet5(
         download=config.download,
         split_seed=config.split_seed,
     )
-    trainer = build_trainer(config)
-    if checkpoint is not None and resume is not None:
-        _restore(trainer, config, data, checkpoint, resume)
-        folder = _resumed_folder(out, resume)
-    else:
-        folder = create_run_folder(out, RECIPE)
-    write_json(folder / CONFIG, {**config.to_dict(), "versions": _versions()})
-    save = _saver(folder, config, data)
-    if checkpoint is not None:
-        save(trainer)
-    _fit(trainer, config, data, folder, save)
+    with joined_processes() as processes:
+        trainer = build_trainer(config, processes)
+        if checkpoint is not None and resume is not None:
+            _restore(trainer, config, data, checkpoint, resume)
+        if not processes.is_first:
+            _fit(trainer, config, data, None, processes)
+            return None
+        if resume is not None:
+            folder = _resumed_folder(out, resume)
+        else:
+            folder = create_run_folder(out, RECIPE)
+        write_json(folder / CONFIG, {**config.to_dict(), "versions": _versions()})
+        if checkpoint is not None:
+            _saver(folder, config, data)(trainer)
+        _fit(trainer, config, data, folder, processes)
     trainer.load_best_weights()
     return _finish(trainer, data, folder, start)
 
@@ -215,24 +230,25 @@ def _fit(
     trainer: Trainer,
     config: LeNetConfig,
     data: ImageData,
-    folder: Path,
-    save: Callable[[Trainer], None],
+    folder: Path | None,
+    processes: Processes,
 ) -> None:
+    """Trains; writes checkpoints to the folder after each epoch, if there is one."""
     assert config.epochs is not None
     batches = build_batches(config, data)
-    bar = ProgressBar(len(batches), config.epochs, trainer.epoch)
+    bar = ProgressBar(len(batches), config.epochs, trainer.epoch, drawn=processes.is_first)
     try:
         trainer.fit(
             batches,
             data.validation,
             epochs=config.epochs,
             patience=config.patience,
-            after_epoch=save,
+            after_epoch=None if folder is None else _saver(folder, config, data),
             bar=bar,
         )
     except KeyboardInterrupt as error:
         hint = "no epoch was finished"
-        if (folder / LAST).exists():
+        if folder is not None and (folder / LAST).exists():
             hint = f"go on with --resume {folder / LAST}"
         raise RunInterruptedError(f"interrupted after {trainer.epoch} epochs; {hint}") from error
     finally:

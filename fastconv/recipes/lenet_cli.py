@@ -28,7 +28,9 @@ _TRAIN_DESCRIPTION = """\
 Train LeNet-5 on handwritten digits and test it. By default the data are the 1,797 digits inside
 scikit-learn, scaled to 28x28: 1257 to train on, 180 for validation, 360 to test. The run folder
 gets metrics.csv, config.json, summary.json, best.pt, last.pt and figures as PNG. The weights of the
-epoch with the lowest validation loss are tested. Ctrl-C leaves a run that --resume goes on with."""
+epoch with the lowest validation loss are tested. Ctrl-C leaves a run that --resume goes on with.
+torchrun --nproc-per-node 2 -m fastconv train lenet5 trains in two processes, each on its share of
+every batch."""
 
 _PREDICT_DESCRIPTION = """\
 Classify image files and print the probability of each class. An image is turned grey, padded to a
@@ -133,6 +135,8 @@ def _run_train(arguments: argparse.Namespace) -> int:
             if name in given and given.get(other) != needed:
                 raise UserError(f"{option_name(name)} needs {option_name(other)} {needed}")
     result = train_lenet5(given, out=arguments.out, resume=arguments.resume)
+    if result is None:  # another process of torchrun prints it
+        return 0
     print(
         f"test accuracy {100 * result.test_accuracy:.2f} % ({result.correct} of {result.tested}), "
         f"{result.epochs} epochs in {result.train_seconds:.1f} s, "

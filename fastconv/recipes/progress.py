@@ -18,9 +18,17 @@ class ProgressBar:
         epochs: epochs of the whole run.
         done: epochs already done, for a resumed run.
         unit: what a sample is called.
+        drawn: False draws nothing, on a terminal neither.
     """
 
-    def __init__(self, samples: int, epochs: int, done: int = 0, unit: str = "images") -> None:
+    def __init__(
+        self,
+        samples: int,
+        epochs: int,
+        done: int = 0,
+        unit: str = "images",
+        drawn: bool = True,
+    ) -> None:
         require_packages("tqdm")
         from tqdm.auto import tqdm
 
@@ -31,7 +39,7 @@ class ProgressBar:
             initial=samples * done,
             unit=f" {unit}",
             unit_scale=True,
-            disable=None,
+            disable=None if drawn else True,
             dynamic_ncols=True,
             bar_format=_FORMAT,
         )

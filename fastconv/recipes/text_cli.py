@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastconv.recipes.distributed import require_one_process
 from fastconv.recipes.errors import UserError
 from fastconv.recipes.options import add_options, given_options
 from fastconv.recipes.text import NGRAM, TextConfig, generate, load_model, train_text
@@ -50,6 +51,7 @@ def add_train_parser(commands: Any) -> None:
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
+    require_one_process("train text")
     given = given_options(arguments, TextConfig)
     result = train_text(TextConfig(**given), out=arguments.out, say=_say)
     print(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastconv.recipes.data import Batches, Samples
+from fastconv.recipes.distributed import Processes, mean_of_share
 from fastconv.recipes.errors import TrainingDivergedError, UserError
 from fastconv.recipes.progress import ProgressBar
 
@@ -38,6 +39,9 @@ class Trainer:
     the uncut run bitwise, on the same machine with the same number of threads. ``seconds`` and
     ``images_per_s`` in the history are the exception: they are clock readings.
 
+    With several processes, each computes its share of every batch, and all take the step that one
+    process would take with the whole batch, up to rounding. They hold the same state.
+
     Args:
         model: maps inputs to scores ``[N, classes]``.
         optimizer: over the model's parameters.
@@ -46,6 +50,7 @@ class Trainer:
         l1: factor of the sum of the absolute weights (parameters of two or more dimensions, so no
             biases), added to the loss that is minimised but not to the loss that is reported.
         seed: seed of the generator that shuffles and augments. Dropout draws from torch's own.
+        processes: those that train together; all must be given the same model and batches.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Trainer:
         loss_fn: LossFunction = F.cross_entropy,
         l1: float = 0.0,
         seed: int = 0,
+        processes: Processes = Processes(),  # noqa: B008  (it is frozen)
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -71,6 +77,8 @@ class Trainer:
         self._weights = [p for p in model.parameters() if p.dim() > 1]
         self._generator = torch.Generator().manual_seed(seed)
         self._best: dict[str, Any] | None = None
+        self._processes = processes
+        self._joined = processes.join(model)
 
     def train_step(
         self, inputs: torch.Tensor, targets: torch.Tensor
@@ -78,14 +86,17 @@ class Trainer:
         """Take one optimizer step on a batch; the model must be in training mode.
 
         Returns:
-            The batch's mean loss without penalty, and its scores, both detached.
+            The mean loss without penalty of this process's share of the batch, and its scores,
+            both detached.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        scores = self.model(inputs)
-        loss = self._loss_fn(scores, targets)
-        objective = loss
+        scores = self._joined(self._processes.share(inputs))
+        loss = self._loss_fn(scores, self._processes.share(targets))
+        objective = mean_of_share(loss, scores, len(targets), self._processes)
         if self._l1 > 0.0:
-            objective = loss + self._l1 * torch.stack([w.abs().sum() for w in self._weights]).sum()
+            objective = (
+                objective + self._l1 * torch.stack([w.abs().sum() for w in self._weights]).sum()
+            )
         objective.backward()
         self.optimizer.step()
         return loss.detach(), scores.detach()
@@ -201,17 +212,19 @@ class Trainer:
 
     def _train_epoch(self, batches: Batches, bar: ProgressBar | None) -> Metrics:
         self.model.train()
-        seen = 0
-        total_loss = torch.zeros((), dtype=torch.float64)
-        total_correct = torch.zeros((), dtype=torch.int64)
+        totals = torch.zeros(3, dtype=torch.float64)  # samples, loss, right answers
         for inputs, targets in batches.epoch(self._generator):
             loss, scores = self.train_step(inputs, targets)
-            seen += len(targets)
-            total_loss += loss * len(targets)
-            total_correct += (scores.argmax(1) == targets).sum()
+            if len(scores) == 0:
+                continue
+            totals[0] += len(scores)
+            totals[1] += loss * len(scores)
+            totals[2] += (scores.argmax(1) == self._processes.share(targets)).sum()
             if bar is not None and bar.active:
-                bar.step(len(targets), float(total_loss) / seen, int(total_correct) / seen)
-        return Metrics(float(total_loss) / seen, int(total_correct) / seen)
+                seen, total_loss, total_correct = totals.tolist()
+                bar.step(len(targets), total_loss / seen, total_correct / seen)
+        seen, total_loss, total_correct = self._processes.sum(totals).tolist()
+        return Metrics(total_loss / seen, total_correct / seen)
 
     def _check_finite(self, train_loss: float, val_loss: float) -> None:
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
