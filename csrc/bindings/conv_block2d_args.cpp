@@ -7,6 +7,10 @@
 #include <algorithm>
 
 #include "bindings/conv2d_args.h"
+#include "cpu/conv_block2d/conv_block2d.h"
+#ifdef FASTCONV_WITH_CUDA
+#include "cuda/conv_block2d/conv_block2d.h"
+#endif
 
 namespace fastconv::bindings {
 namespace {
@@ -17,18 +21,23 @@ bool all_equal(at::IntArrayRef values, int64_t value) {
   return std::all_of(values.begin(), values.end(), [&](int64_t v) { return v == value; });
 }
 
-cpu::BlockPool block_pool(PoolKind pool) {
-  return pool == PoolKind::kMax ? cpu::BlockPool::kMax : cpu::BlockPool::kAvg;
+constexpr int64_t kTwo[] = {2, 2};
+constexpr int64_t kOne[] = {1, 1};
+
+// Whether the fused kernels serve this pooling: 2 x 2 windows. On a GPU also an activation without
+// pooling, which would be a kernel of its own.
+bool pool_fuses(const Tensor& input, const ConvBlock2dOptions& o) {
+  if (o.pool == PoolKind::kNone) return input.is_cuda() && o.activation != Activation::kNone;
+  return o.pool_size.size() == 2 && all_equal(o.pool_size, 2) && all_equal(o.pool_stride, 2);
 }
 
 // What of the options, dtypes and layouts the fused kernels serve, sizes aside.
 bool options_fuse(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   const ConvBlock2dOptions& o) {
-  return o.pool != PoolKind::kNone && input.dim() == 4 && weight.dim() == 4 &&
+  return input.dim() == 4 && weight.dim() == 4 && pool_fuses(input, o) &&
          input.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
          (!bias.has_value() || !bias->defined() ||
           (bias->dim() == 1 && bias->scalar_type() == at::kFloat)) &&
-         o.pool_size.size() == 2 && all_equal(o.pool_size, 2) && all_equal(o.pool_stride, 2) &&
          o.conv.padding.size() == 2 && all_equal(o.conv.stride, 1) &&
          all_equal(o.conv.dilation, 1) && o.conv.groups == 1 &&
          conv2d_memory_format(input, weight) == at::MemoryFormat::Contiguous;
@@ -57,6 +66,21 @@ Tensor activate_in_place(Tensor x, Activation activation, double negative_slope)
       break;
   }
   return x;
+}
+
+// Whether the kernels of the device serve these sizes. A build without CUDA kernels answers for the
+// CPU; its operators refuse the tensors themselves.
+bool sizes_fuse(const Conv2dShape& s, const ConvBlock2dOptions& o, bool on_gpu) {
+  const auto slope = static_cast<float>(o.negative_slope);
+#ifdef FASTCONV_WITH_CUDA
+  if (on_gpu)
+    return cuda::conv_block2d_applies(
+        {s, o.activation, slope, static_cast<cuda::BlockPool>(o.pool)});
+#endif
+  if (o.pool == PoolKind::kNone) return on_gpu;
+  return cpu::conv_block2d_applies(
+      {s, o.activation, slope,
+       o.pool == PoolKind::kMax ? cpu::BlockPool::kMax : cpu::BlockPool::kAvg});
 }
 
 int64_t plain_size(const Tensor& tensor, int64_t dimension) {
@@ -95,21 +119,45 @@ bool conv_block2d_fuses(const Tensor& input, const Tensor& weight, const Optiona
     if (size < 0 || size > kLargest) return false;
   s.out_height = s.in_height + 2 * s.padding_height - s.kernel_height + 1;
   s.out_width = s.in_width + 2 * s.padding_width - s.kernel_width + 1;
-  if (s.out_height < 2 || s.out_width < 2 || s.kernel_height < 1 || s.kernel_width < 1 ||
+  const int64_t window = o.pool == PoolKind::kNone ? 1 : 2;
+  if (s.out_height < window || s.out_width < window || s.kernel_height < 1 || s.kernel_width < 1 ||
       plain_size(weight, 1) != s.in_channels ||
       (bias.has_value() && bias->defined() && plain_size(*bias, 0) != s.out_channels))
     return false;
-  return cpu::conv_block2d_applies(
-      {s, o.activation, static_cast<float>(o.negative_slope), block_pool(o.pool)});
+  return sizes_fuse(s, o, input.is_cuda());
 }
 
-cpu::ConvBlock2dShape parse_fused_args(const Tensor& input, const Tensor& weight,
-                                       const Tensor& bias, const ConvBlock2dOptions& o) {
+Conv2dShape parse_fused_args(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                             const ConvBlock2dOptions& o) {
   const Conv2dShape conv = parse_conv2d_args(input, weight, bias, o.conv);
   TORCH_CHECK_VALUE(conv_block2d_fuses(input, weight, bias, o),
                     "conv_block2d: expected a call that the fused kernels serve, got input ",
                     input.sizes(), " and weight ", weight.sizes());
-  return {conv, o.activation, static_cast<float>(o.negative_slope), block_pool(o.pool)};
+  return conv;
+}
+
+ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activation,
+                                 double negative_slope, std::string_view pool) {
+  return {{kOne, padding, kOne, 1},
+          parse_activation("conv_block2d", activation),
+          negative_slope,
+          parse_pool(pool),
+          kTwo,
+          kTwo};
+}
+
+void check_fused_saved(at::IntArrayRef output_sizes, int64_t offset_bytes,
+                       const Tensor& grad_output, const Tensor& output, const Tensor& offsets) {
+  const int64_t taps[] = {output_sizes[0], offset_bytes};
+  const auto expect = [](const char* name, const Tensor& tensor, at::IntArrayRef sizes,
+                         at::ScalarType dtype) {
+    TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.scalar_type() == dtype,
+                      "conv_block2d: expected ", name, " of shape ", sizes, " and ", dtype,
+                      ", got ", tensor.sizes(), " and ", tensor.scalar_type());
+  };
+  expect("grad_output", grad_output, output_sizes, at::kFloat);
+  expect("output", output, output_sizes, at::kFloat);
+  expect("offsets", offsets, taps, at::kByte);
 }
 
 Tensor composed_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,

@@ -7,7 +7,7 @@
 
 #include "bindings/activation_args.h"
 #include "bindings/ops.h"
-#include "cpu/conv_block2d/conv_block2d.h"
+#include "common/shapes.h"
 
 namespace fastconv::bindings {
 
@@ -28,14 +28,25 @@ PoolKind parse_pool(std::string_view name);
 
 std::string_view pool_name(PoolKind pool);
 
-// True when the fused float32 kernels serve a call of these sizes. Reads sizes other than the batch
-// as plain integers; false for anything that the composed operators refuse.
+// True when the fused float32 kernels of the input's device serve a call of these sizes. Reads
+// sizes other than the batch as plain integers; false for anything that the composed operators
+// refuse.
 bool conv_block2d_fuses(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const ConvBlock2dOptions& options);
 
-// Sizes of a fused call; throws ValueError where conv2d would, or where it does not fuse.
-cpu::ConvBlock2dShape parse_fused_args(const Tensor& input, const Tensor& weight,
-                                       const Tensor& bias, const ConvBlock2dOptions& options);
+// Sizes of a fused call's convolution; throws ValueError where conv2d would, or where the call does
+// not fuse.
+Conv2dShape parse_fused_args(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                             const ConvBlock2dOptions& options);
+
+// Options of a fused call: those that the operators of its halves leave open.
+ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activation,
+                                 double negative_slope, std::string_view pool);
+
+// Throws ValueError unless the tensors that a fused backward pass gets are as its forward pass left
+// them: float32 of the output's sizes, and one byte per winning tap, [batch, offset_bytes].
+void check_fused_saved(at::IntArrayRef output_sizes, int64_t offset_bytes,
+                       const Tensor& grad_output, const Tensor& output, const Tensor& offsets);
 
 // conv2d, activation and pooling one after the other, differentiable. `on_torch` takes torch's own
 // operators, which have rules for torch.func transforms and forward-mode differentiation.

@@ -12,9 +12,6 @@
 namespace fastconv::bindings {
 namespace {
 
-constexpr int64_t kTwo[] = {2, 2};
-constexpr int64_t kOne[] = {1, 1};
-
 // The kernels read rows; a tensor whose columns are not contiguous is copied.
 Tensor readable(const Tensor& tensor) {
   return tensor.stride(3) == 1 ? tensor : tensor.contiguous();
@@ -24,15 +21,12 @@ const float* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
-// Options of a fused call: those that are not fixed.
-ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activation,
-                                 double negative_slope, std::string_view pool) {
-  return {{kOne, padding, kOne, 1},
-          parse_activation("conv_block2d", activation),
-          negative_slope,
-          parse_pool(pool),
-          kTwo,
-          kTwo};
+// The fused call's sizes; throws where it has none.
+cpu::ConvBlock2dShape parse_shape(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                                  const ConvBlock2dOptions& o) {
+  return {parse_fused_args(input, weight, bias, o), o.activation,
+          static_cast<float>(o.negative_slope),
+          o.pool == PoolKind::kMax ? cpu::BlockPool::kMax : cpu::BlockPool::kAvg};
 }
 
 // `offsets` may be undefined: an inference pass records none.
@@ -74,7 +68,7 @@ Tensor conv_block2d_cpu(const Tensor& input, const Tensor& weight, const Optiona
   if (!conv_block2d_fuses(input, weight, bias, options))
     return composed_block2d(input, weight, bias, options, /*on_torch=*/false);
   const Tensor b = bias.value_or(Tensor());
-  return run_forward(parse_fused_args(input, weight, b, options), input, weight, b, Tensor());
+  return run_forward(parse_shape(input, weight, b, options), input, weight, b, Tensor());
 }
 
 Tensor2 conv_block2d_training_cpu(const Tensor& input, const Tensor& weight,
@@ -83,27 +77,11 @@ Tensor2 conv_block2d_training_cpu(const Tensor& input, const Tensor& weight,
                                   std::string_view pool) {
   const ConvBlock2dOptions options = fused_options(padding, activation, negative_slope, pool);
   const Tensor b = bias.value_or(Tensor());
-  const cpu::ConvBlock2dShape shape = parse_fused_args(input, weight, b, options);
+  const cpu::ConvBlock2dShape shape = parse_shape(input, weight, b, options);
   const int64_t bytes = cpu::conv_block2d_offset_bytes(shape);
   const Tensor offsets = at::empty({shape.conv.batch, bytes}, input.options().dtype(at::kByte));
   Tensor output = run_forward(shape, input, weight, b, bytes == 0 ? Tensor() : offsets);
   return {output, offsets};
-}
-
-void check_saved(const cpu::ConvBlock2dShape& shape, const Tensor& grad_output,
-                 const Tensor& output, const Tensor& offsets) {
-  const int64_t outputs[] = {shape.conv.batch, shape.conv.out_channels, shape.pooled_height(),
-                             shape.pooled_width()};
-  const int64_t taps[] = {shape.conv.batch, cpu::conv_block2d_offset_bytes(shape)};
-  const auto expect = [](const char* name, const Tensor& tensor, at::IntArrayRef sizes,
-                         at::ScalarType dtype) {
-    TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.scalar_type() == dtype,
-                      "conv_block2d: expected ", name, " of shape ", sizes, " and ", dtype,
-                      ", got ", tensor.sizes(), " and ", tensor.scalar_type());
-  };
-  expect("grad_output", grad_output, outputs, at::kFloat);
-  expect("output", output, outputs, at::kFloat);
-  expect("offsets", offsets, taps, at::kByte);
 }
 
 Tensor3 conv_block2d_backward_cpu(const Tensor& grad_output, const Tensor& output,
@@ -113,8 +91,10 @@ Tensor3 conv_block2d_backward_cpu(const Tensor& grad_output, const Tensor& outpu
                                   std::string_view pool, std::array<bool, 3> output_mask) {
   const ConvBlock2dOptions options = fused_options(padding, activation, negative_slope, pool);
   const Tensor b = bias.has_value() && bias->defined() ? bias->contiguous() : Tensor();
-  const cpu::ConvBlock2dShape shape = parse_fused_args(input, weight, b, options);
-  check_saved(shape, grad_output, output, offsets);
+  const cpu::ConvBlock2dShape shape = parse_shape(input, weight, b, options);
+  const int64_t outputs[] = {shape.conv.batch, shape.conv.out_channels, shape.pooled_height(),
+                             shape.pooled_width()};
+  check_fused_saved(outputs, cpu::conv_block2d_offset_bytes(shape), grad_output, output, offsets);
   const auto gradient = [&](bool wanted, at::IntArrayRef sizes) {
     return wanted ? empty_output(sizes, input.options(), at::MemoryFormat::Contiguous) : Tensor();
   };

@@ -23,11 +23,16 @@ set(FASTCONV_CUDA_KERNELS
   csrc/cuda/conv2d/conv2d_implicit.cu
   csrc/cuda/conv2d/conv2d_layout.cu
   csrc/cuda/conv2d/conv2d_partials.cu
+  csrc/cuda/conv_block2d/conv_block2d_backward.cu
+  csrc/cuda/conv_block2d/conv_block2d_direct.cu
+  csrc/cuda/conv_block2d/conv_block2d_forward.cu
+  csrc/cuda/conv_block2d/conv_block2d_grad_weight.cu
 )
 
 # What hands tensors to them: compiled only where there are kernels to call.
 set(FASTCONV_CUDA_BINDINGS
   csrc/bindings/conv2d_cuda.cpp
+  csrc/bindings/conv_block2d_cuda.cpp
   csrc/bindings/cuda_call.cpp
 )
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The activations in float32, and their derivatives as factors on a gradient, from the value `y`.
-// NaN is not "at most zero": it stays, and lets the gradient through, as torch has it.
+// NaN stays NaN. ReLU lets its gradient through, the leaky ReLU scales it, as torch has both.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -39,7 +39,7 @@ __device__ inline float activation_grad(float grad, float y, Activation activati
     case Activation::kRelu:
       return y <= 0.0f ? 0.0f : grad;
     case Activation::kLeakyRelu:
-      return y <= 0.0f ? grad * slope : grad;
+      return y > 0.0f ? grad : grad * slope;
     case Activation::kSigmoid:
       return grad * ((1.0f - y) * y);
     case Activation::kTanh:

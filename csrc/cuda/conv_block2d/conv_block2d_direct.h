@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// The one convolution kernel of this folder, at stride 1 in float32: the forward pass, the gradient
+// behind an average (which needs z again), and the input gradient, a convolution of the output's
+// gradient with the mirrored weights. Internal: called by conv_block2d_forward/backward.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/conv_block2d/conv_block2d.h"
+
+namespace fastconv::cuda {
+
+struct DirectConv {
+  int64_t batch;
+  int64_t in_channels, in_height, in_width;
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel_height, kernel_width;
+  int64_t padding_height, padding_width;  // a negative one leaves out the image's first rows
+
+  // Either the image that is convolved, or (input is nullptr) the gradient that max pooling left:
+  // values of [batch, in_channels, in_height / 2, in_width / 2] at their winning taps.
+  const float* input;
+  Strides4 input_strides;
+  const float* grad;
+  const float* pooled;
+  const uint8_t* taps;
+  Activation grad_activation;
+
+  const float* weight;  // element strides below; the taps of a plane are contiguous
+  int64_t weight_out_stride;
+  int64_t weight_in_stride;
+  bool mirrored;      // the taps of a plane in reverse order
+  const float* bias;  // or nullptr
+
+  Activation activation;
+  float slope;  // of both activations
+  BlockPool pool;
+  float* output;     // contiguous, pooled
+  uint8_t* offsets;  // the winning taps, or nullptr
+  // Not nullptr: the gradient of the averages, contiguous [batch, out_channels, out_height / 2,
+  // out_width / 2]; what is written then is that of z, in whole windows.
+  const float* mean_grad;
+};
+
+cudaError_t launch_direct_conv(const DirectConv& conv, const Device& device, cudaStream_t stream);
+
+}  // namespace fastconv::cuda

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+// Which shapes are served, and the forward pass: one launch of the direct kernel.
+#include "cuda/conv_block2d/conv_block2d.h"
+#include "cuda/conv_block2d/conv_block2d_direct.h"
+
+namespace fastconv::cuda {
+namespace {
+
+constexpr int64_t kMaxKernel = 7;
+constexpr int64_t kMaxDepth = 256;  // products per output: input channels times taps
+constexpr int64_t kMaxChannels = 1 << 16;
+constexpr int64_t kMaxPlane = int64_t{1} << 30;
+// More than a few input channels make tensor cores worth their extra kernels, unless the layer is
+// so small that the launches are all there is.
+constexpr int64_t kFewChannels = 4;
+constexpr int64_t kMaxImageMultiplyAdds = 1'000'000;
+
+}  // namespace
+
+bool conv_block2d_applies(const ConvBlock2dShape& shape) {
+  const Conv2dShape& s = shape.conv;
+  if (s.groups != 1 || s.stride_height != 1 || s.stride_width != 1 || s.dilation_height != 1 ||
+      s.dilation_width != 1 || s.in_channels < 1 || s.out_channels < 1 || s.kernel_height < 1 ||
+      s.kernel_width < 1 || s.kernel_height > kMaxKernel || s.kernel_width > kMaxKernel ||
+      s.out_height < 1 || s.out_width < 1 || shape.cells() < 1)
+    return false;
+  if (shape.activation == Activation::kLeakyRelu && !(shape.negative_slope >= 0)) return false;
+  if (s.in_channels > kMaxChannels || s.out_channels > kMaxChannels) return false;
+  for (const int64_t size :
+       {s.in_height, s.in_width, s.out_height, s.out_width, s.padding_height, s.padding_width})
+    if (size > kMaxPlane) return false;
+  if (s.in_pixels() > kMaxPlane || s.out_pixels() > kMaxPlane) return false;
+  if (s.in_channels * s.taps() > kMaxDepth) return false;
+  return s.in_channels <= kFewChannels ||
+         s.out_channels * s.out_pixels() * s.in_channels * s.taps() <= kMaxImageMultiplyAdds;
+}
+
+int64_t conv_block2d_offset_bytes(const ConvBlock2dShape& shape) {
+  return shape.pool == BlockPool::kMax ? shape.conv.out_channels * shape.cells() : 0;
+}
+
+cudaError_t launch_conv_block2d_forward(const ConvBlock2dForward& call, cudaStream_t stream) {
+  const Conv2dShape& s = call.shape.conv;
+  DirectConv conv{};
+  conv.batch = s.batch;
+  conv.in_channels = s.in_channels;
+  conv.in_height = s.in_height;
+  conv.in_width = s.in_width;
+  conv.out_channels = s.out_channels;
+  conv.out_height = s.out_height;
+  conv.out_width = s.out_width;
+  conv.kernel_height = s.kernel_height;
+  conv.kernel_width = s.kernel_width;
+  conv.padding_height = s.padding_height;
+  conv.padding_width = s.padding_width;
+  conv.input = call.input;
+  conv.input_strides = call.input_strides;
+  conv.weight = call.weight;
+  conv.weight_out_stride = s.in_channels * s.taps();
+  conv.weight_in_stride = s.taps();
+  conv.bias = call.bias;
+  conv.activation = call.shape.activation;
+  conv.slope = call.shape.negative_slope;
+  conv.pool = call.shape.pool;
+  conv.output = call.output;
+  conv.offsets = call.offsets;
+  return launch_direct_conv(conv, call.device, stream);
+}
+
+}  // namespace fastconv::cuda
