@@ -184,8 +184,9 @@ class CudaShim:
         self.library.fastconv_shim_reset_counts()
 
     def kernels(self) -> list[str]:
-        """Names of the kernels launched since reset_counts()."""
-        return self.library.fastconv_shim_kernel_trace().decode().split()
+        """Names of the kernels launched since reset_counts(), with their template arguments."""
+        trace = self.library.fastconv_shim_kernel_trace().decode()
+        return trace.split("|") if trace else []
 
     def counts(self) -> Counts:
         values = (ctypes.c_int64 * len(Counts._fields))()

@@ -27,6 +27,10 @@ set(FASTCONV_CUDA_KERNELS
   csrc/cuda/conv_block2d/conv_block2d_direct.cu
   csrc/cuda/conv_block2d/conv_block2d_forward.cu
   csrc/cuda/conv_block2d/conv_block2d_grad_weight.cu
+  csrc/cuda/pool2d/pool2d_backward.cu
+  csrc/cuda/pool2d/pool2d_choice.cu
+  csrc/cuda/pool2d/pool2d_forward.cu
+  csrc/cuda/pool2d/pool2d_offsets.cu
 )
 
 # What hands tensors to them: compiled only where there are kernels to call.
@@ -34,6 +38,7 @@ set(FASTCONV_CUDA_BINDINGS
   csrc/bindings/conv2d_cuda.cpp
   csrc/bindings/conv_block2d_cuda.cpp
   csrc/bindings/cuda_call.cpp
+  csrc/bindings/pool2d_cuda.cpp
 )
 
 set(FASTCONV_WITH_CUDA OFF)

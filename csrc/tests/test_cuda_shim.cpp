@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
 // The emulator must see what it is there to see: every test here plants a bug of one kind into a
 // small kernel and asks that it is found, next to the same kernel without it.
-#include <cstring>
 #include <string>
 
-#include "check.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/ptx.cuh"
 #include "cuda/common/vector.cuh"
-#include "tests/cuda_shim/emulator.h"
-#include "tests/cuda_shim/guarded_memory.h"
+#include "cuda_check.h"
 
 namespace fastconv::testing {
 namespace {
@@ -27,46 +24,6 @@ constexpr bool kRacesAllowed = false;
 #else
 constexpr bool kRacesAllowed = true;
 #endif
-
-// Guarded memory of `count` values.
-template <typename T>
-class Device {
- public:
-  Device(const char* name, int64_t count, Flush flush = Flush::kEnd)
-      : count_(count),
-        data_(static_cast<T*>(cuda_shim::guarded_allocate(sizeof(T) * static_cast<size_t>(count),
-                                                          alignof(T), flush, name))) {}
-  Device(const Device&) = delete;
-  ~Device() { CHECK(cuda_shim::guarded_free(data_) == !damaged_); }
-  T* data() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
-  int64_t size() const { return count_; }
-  // The test expects that somebody wrote into the gap beside the data.
-  void expect_damage() { damaged_ = true; }
-
- private:
-  int64_t count_;
-  T* data_;
-  bool damaged_ = false;
-};
-
-template <class Body>
-void for_each_schedule(const Body& body) {
-  for (int s = 0; s < cuda_shim::kSchedules; ++s) {
-    Options options;
-    options.schedule = static_cast<Schedule>(s);
-    options.seed = static_cast<uint64_t>(s) + 7;
-    cuda_shim::set_options(options);
-    body();
-  }
-  cuda_shim::set_options({});
-}
-
-bool error_has(const char* text) {
-  const bool found = std::strstr(cuda_shim::last_error(), text) != nullptr;
-  if (!found) std::printf("last error: %s\n", cuda_shim::last_error());
-  return found;
-}
 
 // --- Barriers and schedules ---------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ struct Counts {
 Counts& counts();
 void reset_counts();
 
-// Names of the kernels launched since reset_counts(), in order, separated by spaces.
+// Names of the kernels launched since reset_counts(), in order, separated by '|'.
 const std::string& kernel_trace();
 
 // Why the latest failed launch failed.

@@ -346,7 +346,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, void (*body)(void*), void
   launch = {body,         context, config.grid_size, config.block_size, config.dynamic_shared_bytes,
             noted_kernel, false};
   ++current_counts.launches;
-  trace += trace.empty() ? "" : " ";
+  trace += trace.empty() ? "" : "|";
   trace += noted_kernel;
   {
     const FaultHandlers handlers;

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+// Pooling forward: a thread computes 16 bytes of outputs, or one, and reads each tap once.
+//
+//   rows:    input rows 2 i and 2 i + 1, 16 bytes of each -> half as many outputs of row i; for 2x2
+//            windows side by side in contiguous rows, where a warp then reads 512 bytes of a row
+//   vectors: 16 bytes of channels (channels_last) of one output, all taps in order
+//   elements: the same with one value; neighbouring threads have neighbouring columns
+//
+// Bound by memory: 2x2 windows of float32 read 16 bytes and write 4, plus 1 of offsets.
+#include "cuda/common/launch.h"
+#include "cuda/pool2d/pool2d_choice.h"
+#include "cuda/pool2d/pool2d_policies.cuh"
+
+namespace fastconv::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <int Count, class Divmod, class Pool>
+__global__ void __launch_bounds__(kThreads)
+    pool2d_forward_kernel(PoolGrid<Divmod> grid, PoolShape<typename Divmod::Index> shape, Pool pool,
+                          const typename Pool::T* input, typename Pool::T* output) {
+  using Index = typename Divmod::Index;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; item < grid.items;
+       item += step) {
+    const PoolPosition<Index> at = position_of(grid, item);
+    const Index channel = at.inner * Count;
+    const Index row = shape.rows.origin(at.row);
+    const Index column = shape.columns.origin(at.column);
+    const TapRange<Index> rows = shape.rows.taps(row);
+    const TapRange<Index> columns = shape.columns.taps(column);
+    typename Pool::template State<Count> state;
+    pool.start(state, static_cast<int64_t>(rows.begin) * shape.columns.kernel + columns.begin);
+    for (Index r = rows.begin; r < rows.end; ++r) {
+      for (Index q = columns.begin; q < columns.end; ++q) {
+        const auto x = load_vector_streaming<Count>(
+            input + shape.input_at(at.outer, row + r * shape.rows.dilation,
+                                   column + q * shape.columns.dilation, channel));
+#pragma unroll
+        for (int v = 0; v < Count; ++v) pool.add(state, v, x[v], r * shape.columns.kernel + q);
+      }
+    }
+    pool.finish(state, output, shape.output_at(at.outer, at.row, at.column, channel), shape, row,
+                column);
+  }
+}
+
+// The grid numbers vectors of input columns: its width is in_width / kPer128.
+template <class Pool>
+__global__ void __launch_bounds__(kThreads)
+    pool2d_forward_rows_kernel(PoolGrid<FastDivmod> grid, PoolShape<int32_t> shape, Pool pool,
+                               const typename Pool::T* input, typename Pool::T* output) {
+  using T = typename Pool::T;
+  constexpr int kOutputs = kPer128<T> / 2;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; item < grid.items;
+       item += step) {
+    const PoolPosition<int32_t> at = position_of(grid, item);
+    const int32_t column = at.column * kPer128<T>;
+    const T* first = input + shape.input_at(at.outer, 2 * at.row, column, 0);
+    const Vec128<T> upper = load_streaming(first);
+    const Vec128<T> lower = load_streaming(first + shape.columns.in_size);
+    typename Pool::template State<kOutputs> state;
+    pool.start(state, 0);
+#pragma unroll
+    for (int v = 0; v < kOutputs; ++v) {
+      pool.add(state, v, upper[2 * v], 0);
+      pool.add(state, v, upper[2 * v + 1], 1);
+      pool.add(state, v, lower[2 * v], 2);
+      pool.add(state, v, lower[2 * v + 1], 3);
+    }
+    pool.finish(state, output, shape.output_at(at.outer, at.row, column / 2, 0), shape, 2 * at.row,
+                column);
+  }
+}
+
+template <int Count, class Divmod, class Pool>
+cudaError_t launch_windows(const Pool2dCall& call, const Pool& pool, const void* input,
+                           void* output, cudaStream_t stream) {
+  using T = typename Pool::T;
+  const PoolShape<typename Divmod::Index> shape(call);
+  const auto grid = output_grid<Divmod>(call.shape, call.channels_last, Count);
+  return FC_LAUNCH((pool2d_forward_kernel<Count, Divmod, Pool>), grid_for(grid.items, kThreads),
+                   kThreads, 0, stream, grid, shape, pool, static_cast<const T*>(input),
+                   static_cast<T*>(output));
+}
+
+template <class Pool>
+cudaError_t launch_rows(const Pool2dCall& call, const Pool& pool, const void* input, void* output,
+                        cudaStream_t stream) {
+  using T = typename Pool::T;
+  const Pool2dShape& s = call.shape;
+  const PoolShape<int32_t> shape(call);
+  const PoolGrid<FastDivmod> grid(pool_outer(s, false), s.out_height, s.in_width / kPer128<T>, 1);
+  return FC_LAUNCH((pool2d_forward_rows_kernel<Pool>), grid_for(grid.items, kThreads), kThreads, 0,
+                   stream, grid, shape, pool, static_cast<const T*>(input),
+                   static_cast<T*>(output));
+}
+
+template <class Pool>
+cudaError_t launch_forward(const Pool2dCall& call, const Pool& pool, const void* input,
+                           void* output, bool aligned, cudaStream_t stream) {
+  constexpr int kVector = kPer128<typename Pool::T>;
+  switch (choose_pool2d_forward(call, aligned)) {
+    case Pool2dAlgorithm::kRows:
+      return launch_rows(call, pool, input, output, stream);
+    case Pool2dAlgorithm::kVectors:
+    case Pool2dAlgorithm::kWindows:
+      return launch_windows<kVector, FastDivmod>(call, pool, input, output, stream);
+    case Pool2dAlgorithm::kElements:
+      return launch_windows<1, FastDivmod>(call, pool, input, output, stream);
+    case Pool2dAlgorithm::kHuge:
+      return launch_windows<1, FastDivmod64>(call, pool, input, output, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t launch_max_pool2d_forward(const MaxPool2dForward& call, cudaStream_t stream) {
+  if (call.shape.batch == 0) return cudaSuccess;
+  const bool aligned = all_aligned16({call.input, call.output, call.offsets});
+  return dispatch_pool2d_element(call.element, [&](auto type) {
+    const MaxWindow<decltype(type)> pool{pool_offsets(call.offsets, call.shape)};
+    return launch_forward(call, pool, call.input, call.output, aligned, stream);
+  });
+}
+
+cudaError_t launch_avg_pool2d_forward(const AvgPool2dForward& call, cudaStream_t stream) {
+  if (call.shape.batch == 0) return cudaSuccess;
+  const bool aligned = all_aligned16({call.input, call.output});
+  return dispatch_pool2d_element(call.element, [&](auto type) {
+    const AvgWindow<decltype(type)> pool{call.divisor};
+    return launch_forward(call, pool, call.input, call.output, aligned, stream);
+  });
+}
+
+}  // namespace fastconv::cuda
