@@ -137,7 +137,7 @@ __global__ void shared_kernel(int* output, int index) {
   __syncthreads();
   output[threadIdx.x] = values[threadIdx.x];
 }
-__global__ void divide_kernel(int* output, int divisor) {
+[[gnu::no_sanitize_undefined]] __global__ void divide_kernel(int* output, int divisor) {
   output[threadIdx.x] = 7 / divisor;
 }
 
