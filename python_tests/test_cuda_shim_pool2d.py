@@ -186,15 +186,19 @@ def check_avg(pool: Pool, include_pad: bool, divisor: int | None, seed: int = 0)
 @pytest.mark.parametrize("channels_last", LAYOUTS, ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("case", MAX_CASES, ids=ids(MAX_CASES))
 def test_max_matches_torch(shim: CudaShim, case: PoolCase, channels_last: bool) -> None:
-    for number, special in enumerate((False, True)):
-        check_max(Pool(shim, case, channels_last, torch.float32, FLUSH[number]), special)
+    for number, schedule in enumerate(SCHEDULES):
+        shim.configure(schedule, seed=number)
+        special = number % 2 == 1
+        check_max(Pool(shim, case, channels_last, torch.float32, FLUSH[special]), special)
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS, ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("case", AVG_CASES, ids=ids(AVG_CASES))
 def test_avg_matches_torch(shim: CudaShim, case: PoolCase, channels_last: bool) -> None:
-    include_pad, divisor = DIVISORS[AVG_CASES.index(case) % len(DIVISORS)]
-    check_avg(Pool(shim, case, channels_last, torch.float32), include_pad, divisor)
+    for number, schedule in enumerate(SCHEDULES):
+        shim.configure(schedule, seed=number)
+        pool = Pool(shim, case, channels_last, torch.float32, FLUSH[number % 2])
+        check_avg(pool, *DIVISORS[number % len(DIVISORS)])
 
 
 @pytest.mark.parametrize("seed", range(2))
