@@ -154,14 +154,12 @@ class CudaShim:
         """Guarded memory whose ``flush`` side lies against an unmapped page. Raises
         CudaShimError at the end if a kernel wrote beside a tensor."""
         memory = Memory(self.library, flush, {})
-        try:
-            yield memory
-        finally:
-            damaged = [
-                name
-                for pointer, name in memory.pointers.items()
-                if not self.library.fastconv_shim_free(pointer)
-            ]
+        yield memory  # when the block raises, its tensors stay mapped: tracebacks print them
+        damaged = [
+            name
+            for pointer, name in memory.pointers.items()
+            if not self.library.fastconv_shim_free(pointer)
+        ]
         if damaged:
             raise CudaShimError(f"written beside: {', '.join(damaged)}")
 
