@@ -376,8 +376,9 @@ def test_split_product_has_float32_parity_over_many_pixels(mma: str, shim: CudaS
         ("vgg-3x3", "tf32", {}, "implicit_gemm"),
         ("vgg-3x3", "tf32x3", {}, "implicit_gemm"),
         ("vgg-3x3", "tf32", {"compute_capability": 75}, "general"),
-        ("lenet-conv1", "tf32", {}, "general"),
-        ("mobilenet-depthwise", "tf32", {}, "general"),
+        ("lenet-conv1", "tf32", {}, "depthwise"),
+        ("mobilenet-depthwise", "bfloat16", {}, "depthwise"),
+        ("channels-3-to-5", "tf32", {}, "general"),
     ],
 )
 def test_choice(id: str, math: str, options: dict, algorithm: str, shim: CudaShim) -> None:

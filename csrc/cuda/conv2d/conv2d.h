@@ -27,6 +27,7 @@ enum class Conv2dElement : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 enum class Conv2dAlgorithm : int {
   kGeneral,       // plain sums in float32 (float64 for float64), any shape
   kImplicitGemm,  // tensor cores on channels-last vectors
+  kDepthwise,     // one input channel per group, float32 sums
 };
 
 // What tensor cores multiply. float32 products are either rounded to tf32 (11 significant bits) or
