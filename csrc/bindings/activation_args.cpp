@@ -40,4 +40,21 @@ at::Tensor activate(const at::Tensor& x, Activation activation, double negative_
   return x;
 }
 
+at::Tensor activate_in_place(at::Tensor x, Activation activation, double negative_slope) {
+  switch (activation) {
+    case Activation::kRelu:
+      return x.relu_();
+    case Activation::kLeakyRelu:
+      return negative_slope >= 0 ? at::leaky_relu_(x, negative_slope)
+                                 : at::leaky_relu(x, negative_slope);
+    case Activation::kSigmoid:
+      return x.sigmoid_();
+    case Activation::kTanh:
+      return x.tanh_();
+    case Activation::kNone:
+      break;
+  }
+  return x;
+}
+
 }  // namespace fastconv::bindings

@@ -18,4 +18,8 @@ std::string_view activation_name(Activation activation);
 // x after one activation, by torch's operators.
 at::Tensor activate(const at::Tensor& x, Activation activation, double negative_slope);
 
+// The same, overwriting x where that is possible: a leaky ReLU of a slope below zero makes a new
+// tensor, because its backward pass cannot tell from the result what the input was.
+at::Tensor activate_in_place(at::Tensor x, Activation activation, double negative_slope);
+
 }  // namespace fastconv::bindings

@@ -49,25 +49,6 @@ Tensor pooled_by_torch(const Tensor& x, const ConvBlock2dOptions& o) {
   return x;
 }
 
-// `x` belongs to nobody else. A slope below zero hides from the backward pass, which sees nothing
-// but the result, what the input was.
-Tensor activate_in_place(Tensor x, Activation activation, double negative_slope) {
-  switch (activation) {
-    case Activation::kRelu:
-      return x.relu_();
-    case Activation::kLeakyRelu:
-      return negative_slope >= 0 ? at::leaky_relu_(x, negative_slope)
-                                 : at::leaky_relu(x, negative_slope);
-    case Activation::kSigmoid:
-      return x.sigmoid_();
-    case Activation::kTanh:
-      return x.tanh_();
-    case Activation::kNone:
-      break;
-  }
-  return x;
-}
-
 // Whether the kernels of the device serve these sizes. A build without CUDA kernels answers for the
 // CPU; its operators refuse the tensors themselves.
 bool sizes_fuse(const Conv2dShape& s, const ConvBlock2dOptions& o, bool on_gpu) {

@@ -5,6 +5,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "bindings/mlp_args.h"
 #include "bindings/outputs.h"
 #include "bindings/scratch.h"
@@ -72,12 +74,34 @@ std::vector<Tensor> mlp_training_cpu(const Tensor& input, at::TensorList weights
   return outputs;
 }
 
+// Without a backward pass torch's products are up to 1.6x as fast on a handful of images
+// (benchmarks/results/README.md).
+bool torch_is_faster(const Tensor& input, at::TensorList weights) {
+  constexpr int64_t kLeastImages = 5, kMostImages = 19, kLeastWeights = 16384;
+  const int64_t batch = input.size(0);
+  return batch >= kLeastImages && batch <= kMostImages &&
+         std::any_of(weights.begin(), weights.end(),
+                     [](const Tensor& w) { return w.numel() >= kLeastWeights; });
+}
+
+// By torch's operators, without a graph, hence in place.
+Tensor mlp_by_torch(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                    const MlpOptions& options) {
+  Tensor x = input;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    x = at::linear(x, weights[l], biases[l]);
+    if (l + 1 < weights.size())
+      x = activate_in_place(x, options.activation, options.negative_slope);
+  }
+  return x;
+}
+
 Tensor mlp_cpu(const Tensor& input, at::TensorList weights, at::TensorList biases,
                std::string_view activation, double negative_slope) {
   check_mlp_args(input, weights, biases);
   const MlpOptions options{parse_activation("mlp", activation), negative_slope};
-  if (!mlp_fuses(input, weights, biases, options))
-    return composed_mlp(input, weights, biases, options);
+  if (!mlp_fuses(input, weights, biases, options) || torch_is_faster(input, weights))
+    return mlp_by_torch(input, weights, biases, options);
   return mlp_training_cpu(input, weights, biases, activation, negative_slope).back();
 }
 

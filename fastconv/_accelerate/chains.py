@@ -44,7 +44,7 @@ class Chain:
     start: int
     layers: tuple[Module, ...]  # convolution, then the following, each present or not
     norm: torch.nn.BatchNorm2d | None
-    activation: Module | None
+    activation: Any
     pool: Module | None
 
     def __call__(self, input: Any) -> Any:
@@ -57,7 +57,8 @@ class Chain:
         pool_stride: Any = None
         if self.activation is not None:
             activation = ACTIVATIONS[type(self.activation)]
-            slope = getattr(self.activation, "negative_slope", slope)
+            if activation == "leaky_relu":
+                slope = self.activation.negative_slope
         if self.pool is not None:
             pool = _POOLS[type(self.pool)]
             pool_size, pool_stride = self.pool.kernel_size, self.pool.stride

@@ -24,7 +24,7 @@ def runs_on_kernels(input: Any) -> bool:
     return (
         isinstance(input, Tensor)
         and input.dtype is torch.float32
-        and input.device.type == "cpu"
+        and input.is_cpu
         and input.layout is torch.strided
         and not torch.is_autocast_enabled("cpu")
         and (type(input) is Tensor or not is_traceable_wrapper_subclass(input))

@@ -27,32 +27,32 @@ class LinearChain:
     negative_slope: float
 
     def __call__(self, input: Any) -> Any:
-        if not self.fuses(input):
-            return call_in_turn(self.layers, input)
         linears: Any = self.layers[::2]
+        weights, biases = [], []
+        if self.fuses(input):
+            weights = [layer.weight for layer in linears]
+            biases = [layer.bias for layer in linears]
+        if not weights or any(bias is None for bias in biases):
+            return call_in_turn(self.layers, input)
         return mlp(
             input,
-            [layer.weight for layer in linears],
-            [layer.bias for layer in linears],
+            weights,
+            biases,
             activation=self.activation,
             negative_slope=self.negative_slope,
         )
 
     def fuses(self, input: Any) -> bool:
-        """Whether this call may run as one operator. Its backward pass computes the gradients of
-        all weights, so frozen layers run by themselves."""
+        """Whether this call may run as one operator."""
         if not runs_on_kernels(input) or input.dim() != 2 or global_hooks_exist():
             return False
         for layer in self.layers:
             if not is_plain(layer) or "forward" in layer.__dict__:
                 return False
-        for layer in self.layers[1::2]:
-            if getattr(layer, "negative_slope", self.negative_slope) != self.negative_slope:
-                return False
-        parameters = [p for layer in self.layers[::2] for p in (layer.weight, layer.bias)]
-        if any(p is None for p in parameters):
-            return False
-        return not torch.is_grad_enabled() or all(p.requires_grad for p in parameters)
+        if self.activation != "leaky_relu":
+            return True
+        activations: Any = self.layers[1::2]
+        return all(layer.negative_slope == self.negative_slope for layer in activations)
 
 
 def _is_linear(module: Module) -> bool:
