@@ -9,7 +9,8 @@ DeepBench publishes for training and inference; `ragged` batches that are about 
 padded, packed and lengths= runs ("packed before": without the time to pack and unpack); `cells`
 loops of 100 steps of LSTMCell; `scan`, only when asked for, 32 to 1024 units by batches of 1 to 64,
 to find where torch comes closest (`scan --only h32b1 h32b4` for some). Training is forward and
-every gradient of the layer's parameters; both sides share parameters and inputs. Every case is verified against torch before it is timed.
+every gradient of the layer's parameters; both sides share parameters and inputs. Every case is
+verified against torch before it is timed.
 """
 
 from __future__ import annotations
