@@ -3,3 +3,4 @@
 TORCH_VERSION: str
 COMPILER: str
 CUDA: str | None
+CUDA_ARCHITECTURES: list[str]

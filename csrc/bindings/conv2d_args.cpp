@@ -47,8 +47,9 @@ void check_tensors(const Tensor& input, const Tensor& weight, const Tensor& bias
                       "conv2d: expected bias of shape [", weight.size(0), "], got ", bias.sizes());
   }
   const auto dtype = input.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || runs_on_torch_kernels(dtype),
-              "conv2d: expected float32, float64, bfloat16 or float16 tensors, got ", dtype);
+  TORCH_CHECK(at::isFloatingType(dtype) || at::isComplexType(dtype) ||
+                  at::isIntegralType(dtype, /*includeBool=*/false),
+              "conv2d: expected tensors of floating point, complex or integer numbers, got ", dtype);
 }
 
 }  // namespace

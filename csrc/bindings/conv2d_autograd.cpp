@@ -119,7 +119,9 @@ Tensor conv2d_autograd(const Tensor& input, const Tensor& weight, const Optional
                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                        int64_t groups) {
   const Tensor b = bias.value_or(Tensor());
-  if (inside_functorch() || has_tangent(input) || has_tangent(weight) || has_tangent(b))
+  // torch splits complex convolutions into real ones above its differentiable operator.
+  if (inside_functorch() || has_tangent(input) || has_tangent(weight) || has_tangent(b) ||
+      at::isComplexType(input.scalar_type()))
     return at::conv2d(input, weight, bias, stride, padding, dilation, groups);
   const Conv2dOptions options{stride, padding, dilation, groups};
   if (at::GradMode::is_enabled() &&

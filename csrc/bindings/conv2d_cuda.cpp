@@ -22,8 +22,11 @@ cuda::Conv2dElement element_of(const Tensor& tensor) {
       return cuda::Conv2dElement::kBFloat16;
     case at::kHalf:
       return cuda::Conv2dElement::kFloat16;
-    default:  // the parser lets only these four through
+    case at::kFloat:
       return cuda::Conv2dElement::kFloat32;
+    default:
+      TORCH_CHECK(false, "conv2d: expected float32, float64, bfloat16 or float16 CUDA tensors, got ",
+                  tensor.scalar_type());
   }
 }
 

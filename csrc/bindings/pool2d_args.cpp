@@ -87,8 +87,8 @@ Pool2dShape parse_pool2d_args(const char* op, at::IntArrayRef input_size,
 }
 
 void check_pool2d_dtype(const char* op, at::ScalarType dtype) {
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || runs_on_torch_kernels(dtype), op,
-              ": expected a float32, float64, bfloat16 or float16 tensor, got ", dtype);
+  TORCH_CHECK(at::isFloatingType(dtype) || at::isIntegralType(dtype, /*includeBool=*/false), op,
+              ": expected a tensor of floating point numbers or integers, got ", dtype);
 }
 
 void check_divisor_override(std::optional<int64_t> divisor_override) {

@@ -106,7 +106,7 @@ bool requires_grad(const Tensor& tensor) {
 }
 
 bool runs_on_torch_kernels(at::ScalarType dtype) {
-  return dtype == at::kBFloat16 || dtype == at::kHalf;
+  return dtype != at::kFloat && dtype != at::kDouble;
 }
 
 Tensor call_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,

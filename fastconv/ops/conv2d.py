@@ -27,7 +27,7 @@ def conv2d(
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``; float32 runs on fastconv's kernels, float64 on
-            their reference loops, bfloat16 and float16 on torch's own. Any strides; N may be 0.
+            their reference loops, all others on torch's own. Any strides; N may be 0.
         weight: ``[out, C / groups, kh, kw]``, same dtype and device.
         bias: ``[out]`` or None.
         stride: step of the window, one integer or (height, width).

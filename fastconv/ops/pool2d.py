@@ -28,7 +28,7 @@ def max_pool2d(
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``; float32 runs on fastconv's kernels, float64 on
-            their reference loops, bfloat16 and float16 on torch's own. Any strides; N may be 0.
+            their reference loops, all others on torch's own. Any strides; N may be 0.
         kernel_size: size of the window, one integer or (height, width).
         stride: step of the window; None is the kernel size.
         padding: positions added on each side, at most half the kernel size.
