@@ -49,7 +49,8 @@ void check_tensors(const Tensor& input, const Tensor& weight, const Tensor& bias
   const auto dtype = input.scalar_type();
   TORCH_CHECK(at::isFloatingType(dtype) || at::isComplexType(dtype) ||
                   at::isIntegralType(dtype, /*includeBool=*/false),
-              "conv2d: expected tensors of floating point, complex or integer numbers, got ", dtype);
+              "conv2d: expected tensors of floating point, complex or integer numbers, got ",
+              dtype);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ cuda::Conv2dElement element_of(const Tensor& tensor) {
     case at::kFloat:
       return cuda::Conv2dElement::kFloat32;
     default:
-      TORCH_CHECK(false, "conv2d: expected float32, float64, bfloat16 or float16 CUDA tensors, got ",
+      TORCH_CHECK(false,
+                  "conv2d: expected float32, float64, bfloat16 or float16 CUDA tensors, got ",
                   tensor.scalar_type());
   }
 }
