@@ -21,6 +21,7 @@ def set_memory_cache_limit(bytes: int) -> None: ...
 def empty_memory_cache() -> None: ...
 
 class AdamStepper:
+    built_for_cuda: bool
     skipped_steps: int
     def __init__(
         self,

@@ -201,6 +201,22 @@ def test_cpu_only_build_refuses_cuda_tensors_in_one_sentence() -> None:
     )
 
 
+@pytest.mark.skipif(fastconv.runtime.info()["cuda"] is None, reason="a CPU-only build")
+def test_cuda_kernels_refuse_cpu_tensors() -> None:
+    """A kernel that got past the dispatcher by mistake must not read CPU memory."""
+    x, w = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"^conv2d: expected CUDA tensors, got input on cpu$"):
+        call_as_cuda(torch.ops.fastconv.conv2d.default, x, w, None, [1, 1], [0, 0], [1, 1], 1)
+    with pytest.raises(ValueError, match=r"^mlp: expected CUDA tensors, got input on cpu$"):
+        call_as_cuda(torch.ops.fastconv.mlp.default, x[0, 0], [w[0, 0]], [w[0, 0, 0]], "relu", 0.01)
+
+
+def test_autocast_on_cuda() -> None:
+    """Pooling has no rule there: as torch's, it computes in its input's precision."""
+    pools = {f"fastconv::{n}" for n in ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d")}
+    assert ops_with_kernels("AutocastCUDA") == ops_with_kernels("AutocastCPU") - pools
+
+
 def test_cuda_of_this_build() -> None:
     """A CUDA build is one for the CUDA of its torch, and names what it has code for."""
     info = fastconv.runtime.info()

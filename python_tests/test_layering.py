@@ -85,6 +85,8 @@ CPP_RULES = [
         rf"{STD}|{TORCH}|sys/mman\.h",
     ),
     # The emulator of CUDA: knows the seam's headers and, by launchers, the kernels.
+    # A program of its own: how many blocks fit a multiprocessor, as CUDA's header reckons.
+    Rule(r"tests/cuda_budgets/.+", r"", r"[a-z_]+|cuda_occupancy\.h"),
     Rule(
         r"tests/cuda_shim/.+",
         r"tests/cuda_shim/\w+\.h|common/.+|cuda/common/.+|cuda/\w+/\w+\.h",

@@ -102,9 +102,13 @@ at::Tensor tensor_in(PyObject* dict, const char* key) {
                        Py_TYPE(got)->tp_name);
 }
 
-double read_scalar_tensor(PyObject* value, const char* name) {
+const at::Tensor& scalar_tensor(PyObject* value, const char* name) {
   if (!THPVariable_Check(value)) refuse(name, "a tensor of one number", value);
-  return THPVariable_Unpack(value).item<double>();
+  return THPVariable_Unpack(value);
+}
+
+double read_scalar_tensor(PyObject* value, const char* name) {
+  return scalar_tensor(value, name).item<double>();
 }
 
 bool has_hooks(PyObject* attributes, PyObject* key) {
@@ -112,14 +116,34 @@ bool has_hooks(PyObject* attributes, PyObject* key) {
   return hooks != nullptr && PyDict_Check(hooks) && PyDict_Size(hooks) > 0;
 }
 
-AdamGradientOptions read_gradient_options(PyObject* attributes, bool* found_inf) {
-  AdamGradientOptions o;
-  PyObject* inf = find(attributes, names().found_inf);
-  *found_inf = inf != nullptr && read_scalar_tensor(inf, "found_inf") != 0.0;
-  if (PyObject* scale = find(attributes, names().grad_scale)) {
-    o.unscale = 1.0 / read_scalar_tensor(scale, "grad_scale");
-    o.write_back = true;
+// What the optimizer says of gradients; reading the tensors waits for the device they are on.
+struct GradientOptions {
+  AdamGradientOptions options;
+  PyObject* found_inf = nullptr;   // borrowed
+  PyObject* grad_scale = nullptr;  // borrowed
+
+  // True when the step is to be left out.
+  bool read_tensors() {
+    if (grad_scale != nullptr) options.unscale = 1.0 / read_scalar_tensor(grad_scale, "grad_scale");
+    return found_inf != nullptr && read_scalar_tensor(found_inf, "found_inf") != 0.0;
   }
+
+  AdamGpuGradients on_gpu() const {
+    AdamGpuGradients g;
+    if (grad_scale != nullptr) g.grad_scale = scalar_tensor(grad_scale, "grad_scale");
+    if (found_inf != nullptr) g.found_inf = scalar_tensor(found_inf, "found_inf");
+    g.max_norm = options.max_norm;
+    g.skip_nonfinite = options.skip_nonfinite;
+    return g;
+  }
+};
+
+GradientOptions read_gradient_options(PyObject* attributes) {
+  GradientOptions read;
+  read.found_inf = find(attributes, names().found_inf);
+  read.grad_scale = find(attributes, names().grad_scale);
+  AdamGradientOptions& o = read.options;
+  o.write_back = read.grad_scale != nullptr;
   if (PyObject* norm = find(attributes, names().max_grad_norm)) {
     if (!read_number(norm, &o.max_norm)) refuse("max_grad_norm", "a number or None", norm);
     if (!(o.max_norm >= 0.0))
@@ -128,7 +152,7 @@ AdamGradientOptions read_gradient_options(PyObject* attributes, bool* found_inf)
   }
   PyObject* skip = find(attributes, names().skip_nonfinite);
   o.skip_nonfinite = skip != nullptr && PyObject_IsTrue(skip) == 1;
-  return o;
+  return read;
 }
 
 }  // namespace
@@ -169,10 +193,50 @@ void AdamStepper::reset() {
   params_.clear();
   group_of_row_.clear();
   table_.clear();
+  skipped_ += skipped_on_gpus();
+  gpus_.clear();
+}
+
+int64_t AdamStepper::skipped_on_gpus() const {
+  int64_t steps = 0;
+  for (const AdamGpu& gpu : gpus_) steps += adam_gpu_read(gpu).skipped_steps;
+  return steps;
+}
+
+int64_t AdamStepper::skipped_steps() const {
+  return skipped_ + skipped_on_gpus();
+}
+
+void AdamStepper::set_skipped_steps(int64_t steps) {
+  skipped_ = steps - skipped_on_gpus();
 }
 
 py::object AdamStepper::grad_norm() const {
-  return last_.has_norm ? py::object(py::float_(last_.norm)) : py::object(py::none());
+  if (!last_.has_norm) return py::none();
+  return py::float_(norm_on_gpu_ ? adam_gpu_read(gpus_.front()).norm : last_.norm);
+}
+
+// The index into gpus_, made on first sight; -1 for the CPU.
+int AdamStepper::gpu_of(const at::Tensor& param) {
+  if (param.is_cpu()) return -1;
+  for (size_t i = 0; i < gpus_.size(); ++i)
+    if (gpus_[i].device == param.device()) return static_cast<int>(i);
+  gpus_.push_back({param.device(), {}, {}, {}});
+  return static_cast<int>(gpus_.size()) - 1;
+}
+
+AdamTable& AdamStepper::table_of(const Param& param) {
+  return param.gpu < 0 ? table_ : gpus_[static_cast<size_t>(param.gpu)].table;
+}
+
+const AdamTable& AdamStepper::table_of(const Param& param) const {
+  return param.gpu < 0 ? table_ : gpus_[static_cast<size_t>(param.gpu)].table;
+}
+
+std::vector<const AdamOptions*> AdamStepper::options_of_groups() const {
+  std::vector<const AdamOptions*> options;
+  for (const Group& group : group_list_) options.push_back(&group.options);
+  return options;
 }
 
 // False: the kernels cannot work on this parameter.
@@ -180,8 +244,10 @@ bool AdamStepper::add_param(PyObject* object, PyObject* state, size_t group) {
   if (!group_list_[group].readable || !THPVariable_Check(object)) return false;
   const at::Tensor& param = THPVariable_Unpack(object);
   const at::Tensor& gradient = param.unsafeGetTensorImpl()->grad();
-  if (gradient.defined() && !adam_gradient_readable(gradient, param)) return false;
-  Param p{object, {}, {}, group, 0};
+  const bool known_device = param.is_cpu() || adam_gpu_built(param.device());
+  if (gradient.defined() && !(known_device && adam_gradient_readable(gradient, param)))
+    return false;
+  Param p{object, {}, {}, group, -1, 0};
   PyObject* own = PyDict_GetItemWithError(state, object);
   if (own == nullptr && PyErr_Occurred()) throw py::error_already_set();
   if (own != nullptr && PyDict_Check(own) && PyDict_Size(own) > 0) {
@@ -191,12 +257,13 @@ bool AdamStepper::add_param(PyObject* object, PyObject* state, size_t group) {
       slot.max_exp_avg_sq = tensor_in(own, "max_exp_avg_sq");
       if (!slot.max_exp_avg_sq.defined()) return false;
     }
-    if (!adam_slot_problem(slot).empty()) return false;
+    if (!known_device || !adam_slot_problem(slot).empty()) return false;
     p.state = py::reinterpret_borrow<py::object>(own);
     p.state_items.take(own);
-    p.row = table_.size();
-    table_.add(slot);
-    group_of_row_.push_back(group);
+    p.gpu = gpu_of(param);
+    p.row = table_of(p).size();
+    table_of(p).add(slot);
+    (p.gpu < 0 ? group_of_row_ : gpus_[static_cast<size_t>(p.gpu)].group_of_row).push_back(group);
   } else if (gradient.defined()) {
     return false;
   }
@@ -241,6 +308,7 @@ py::list AdamStepper::prepare(py::handle optimizer) {
   state_ = py::reinterpret_borrow<py::object>(state);
   state_items_.take(state);
   table_.finish();
+  for (AdamGpu& gpu : gpus_) gpu.table.finish();
   has_others_ = !others.empty();
   prepared_ = true;
   return others;
@@ -275,8 +343,8 @@ bool AdamStepper::groups_unchanged(PyObject* groups) {
 bool AdamStepper::state_unchanged(PyObject* state) const {
   if (state != state_.ptr() || !state_items_.still_holds(state)) return false;
   for (const Param& param : params_)
-    if (param.state &&
-        (!param.state_items.still_holds(param.state.ptr()) || !table_.unchanged(param.row)))
+    if (param.state && (!param.state_items.still_holds(param.state.ptr()) ||
+                        !table_of(param).unchanged(param.row)))
       return false;
   return true;
 }
@@ -286,7 +354,7 @@ bool AdamStepper::take_gradients() {
     const at::Tensor& gradient = THPVariable_Unpack(param.object).unsafeGetTensorImpl()->grad();
     if (!param.state) {
       if (gradient.defined()) return false;
-    } else if (!table_.set_gradient(param.row, gradient)) {
+    } else if (!table_of(param).set_gradient(param.row, gradient)) {
       return false;
     }
   }
@@ -328,39 +396,92 @@ bool AdamStepper::run(PyObject* attributes, double other_squares, bool others_fi
   PyObject* state = find(attributes, names().state);
   if (groups == nullptr || state == nullptr || !groups_unchanged(groups) || !state_unchanged(state))
     return false;
-  bool found_inf = false;
-  AdamGradientOptions options = read_gradient_options(attributes, &found_inf);
-  options.other_squares = other_squares;
-  options.others_finite = others_finite;
+  GradientOptions read = read_gradient_options(attributes);
+  read.options.other_squares = other_squares;
+  read.options.others_finite = others_finite;
   if (!take_gradients()) {
-    table_.release_gradients();
+    release_gradients();
     return false;
   }
-  if (found_inf) {
-    last_ = {};
+  last_ = {};
+  norm_on_gpu_ = false;
+  const bool one_gpu_alone = gpus_.size() == 1 && table_.size() == 0 && !has_others_;
+  if (one_gpu_alone) {
+    // Everything that a step depends on stays on the GPU; nothing waits for it.
+    last_.has_norm = read.options.max_norm >= 0.0 || read.options.skip_nonfinite;
+    norm_on_gpu_ = adam_gpu_step(gpus_.front(), options_of_groups(), read.on_gpu());
+  } else if (read.read_tensors()) {
     last_.stepped = false;
   } else {
-    struct {
-      size_t group = SIZE_MAX;
-      double step = 0.0;
-      cpu::AdamType type{};
-      AdamCoefficients coefficients{};
-    } last;
-    constexpr int64_t kWorthReleasing = 250'000;
-    std::optional<py::gil_scoped_release> released;
-    if (table_.elements() >= kWorthReleasing) released.emplace();
-    last_ = table_.run(options, [&](size_t row, double step) {
-      const size_t group = group_of_row_[row];
-      const cpu::AdamType type = table_.type(row);
-      if (group != last.group || step != last.step || type != last.type)
-        last = {group, step, type,
-                fold_adam_scalars(adam_scalars(group_list_[group].options, step, type))};
-      return last.coefficients;
-    });
+    run_everywhere(read.options, read.on_gpu());
+    if (!last_.stepped) ++skipped_;
   }
-  table_.release_gradients();
-  if (!last_.stepped && !found_inf) ++skipped_steps;
+  release_gradients();
   return true;
+}
+
+void AdamStepper::release_gradients() {
+  table_.release_gradients();
+  for (AdamGpu& gpu : gpus_) gpu.table.release_gradients();
+}
+
+// Parameters on several devices: whether to step and the norm are decided here, from all of them.
+void AdamStepper::run_everywhere(AdamGradientOptions options, const AdamGpuGradients& on_gpu) {
+  if (gpus_.empty()) {
+    last_ = run_on_cpu(options);
+    return;
+  }
+  const std::vector<const AdamOptions*> groups = options_of_groups();
+  AdamGpuGradients how = on_gpu;
+  how.found_inf = at::Tensor();
+  how.skip_nonfinite = false;
+  std::vector<double> squares(gpus_.size(), 0.0);
+  double on_cpu = 0.0, all = options.other_squares;
+  if (options.max_norm >= 0.0 || options.skip_nonfinite) {
+    bool finite = true;
+    on_cpu = table_.gradient_squares(options, &finite);
+    options.others_finite = options.others_finite && finite;
+    all += on_cpu;
+    for (size_t i = 0; i < gpus_.size(); ++i) {
+      if (!adam_gpu_measure(gpus_[i], groups, how)) continue;
+      const AdamGpuNorm norm = adam_gpu_read(gpus_[i]);
+      squares[i] = norm.squares;
+      all += norm.squares;
+      options.others_finite = options.others_finite && norm.finite;
+    }
+    if (options.skip_nonfinite && !options.others_finite) {
+      last_.stepped = false;
+      last_.has_norm = true;
+      last_.norm = std::sqrt(all);
+      return;
+    }
+  }
+  options.other_squares = all - on_cpu;
+  last_ = run_on_cpu(options);
+  for (size_t i = 0; i < gpus_.size(); ++i) {
+    how.other_squares = all - squares[i];
+    adam_gpu_step(gpus_[i], groups, how);
+  }
+}
+
+AdamOutcome AdamStepper::run_on_cpu(const AdamGradientOptions& options) {
+  struct {
+    size_t group = SIZE_MAX;
+    double step = 0.0;
+    cpu::AdamType type{};
+    AdamCoefficients coefficients{};
+  } last;
+  constexpr int64_t kWorthReleasing = 250'000;
+  std::optional<py::gil_scoped_release> released;
+  if (table_.elements() >= kWorthReleasing) released.emplace();
+  return table_.run(options, [&](size_t row, double step) {
+    const size_t group = group_of_row_[row];
+    const cpu::AdamType type = table_.type(row);
+    if (group != last.group || step != last.step || type != last.type)
+      last = {group, step, type,
+              fold_adam_scalars(adam_scalars(group_list_[group].options, step, type))};
+    return last.coefficients;
+  });
 }
 
 void bind_adam_stepper(py::module_& m) {
@@ -375,7 +496,10 @@ void bind_adam_stepper(py::module_& m) {
       .def("reset", &AdamStepper::reset)
       .def_property_readonly("has_others", &AdamStepper::has_others)
       .def_property_readonly("grad_norm", &AdamStepper::grad_norm)
-      .def_readwrite("skipped_steps", &AdamStepper::skipped_steps);
+      .def_property("skipped_steps", &AdamStepper::skipped_steps, &AdamStepper::set_skipped_steps)
+      .def_property_readonly_static("built_for_cuda", [](const py::object&) {
+        return adam_gpu_built(c10::Device(c10::kCUDA, 0));
+      });
 }
 
 }  // namespace fastconv::bindings

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/adam_gpu.h"
 #include "bindings/adam_options.h"
 #include "bindings/adam_table.h"
 
@@ -57,7 +58,9 @@ class AdamStepper {
   // Of the last step, before clipping; None if it was not computed.
   pybind11::object grad_norm() const;
 
-  int64_t skipped_steps = 0;
+  // Steps left out because gradients were not finite. Waits for the GPU if one counts them.
+  int64_t skipped_steps() const;
+  void set_skipped_steps(int64_t steps);
 
  private:
   struct Group {
@@ -73,13 +76,22 @@ class AdamStepper {
     pybind11::object state;  // null: has none yet
     DictSnapshot state_items;
     size_t group;
-    size_t row;  // in the table, if it has state
+    int gpu;     // index into gpus_; -1: on the CPU
+    size_t row;  // in the table of its device, if it has state
   };
 
   bool groups_unchanged(PyObject* groups);
   bool state_unchanged(PyObject* state) const;
   bool take_gradients();
   bool run(PyObject* attributes, double other_squares, bool others_finite);
+  void run_everywhere(AdamGradientOptions options, const AdamGpuGradients& on_gpu);
+  AdamOutcome run_on_cpu(const AdamGradientOptions& options);
+  void release_gradients();
+  int gpu_of(const at::Tensor& param);
+  AdamTable& table_of(const Param& param);
+  const AdamTable& table_of(const Param& param) const;
+  std::vector<const AdamOptions*> options_of_groups() const;
+  int64_t skipped_on_gpus() const;
   bool add_param(PyObject* param, PyObject* state, size_t group);
   bool add_group(PyObject* dict);
 
@@ -93,8 +105,11 @@ class AdamStepper {
   DictSnapshot state_items_;
   std::vector<Param> params_;
   std::vector<size_t> group_of_row_;
-  AdamTable table_;
+  AdamTable table_;  // of the CPU
+  std::vector<AdamGpu> gpus_;
   AdamOutcome last_;
+  bool norm_on_gpu_ = false;  // the norm of last_ is on gpus_[0]
+  int64_t skipped_ = 0;       // those that no GPU counts
   bool prepared_ = false;
   bool has_others_ = false;  // parameters that the kernels cannot work on
 };

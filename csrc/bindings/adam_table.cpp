@@ -38,7 +38,8 @@ at::ScalarType state_dtype_of(const Tensor& param) {
 
 // False, too, for a tensor whose storage was freed, as sharded training does between steps.
 bool has_memory(const Tensor& tensor) {
-  return tensor.layout() == at::kStrided && tensor.is_cpu() && !at::isTensorSubclassLike(tensor) &&
+  return tensor.layout() == at::kStrided && (tensor.is_cpu() || tensor.is_cuda()) &&
+         !at::isTensorSubclassLike(tensor) &&
          (tensor.numel() == 0 || tensor.const_data_ptr() != nullptr);
 }
 
@@ -53,10 +54,10 @@ bool same_layout(const Tensor& a, const Tensor& b) {
 
 std::string state_problem(const char* name, const Tensor& state, const Tensor& param) {
   if (!state.defined() || !is_plain(state) || state.scalar_type() != state_dtype_of(param) ||
-      !same_layout(state, param))
+      state.device() != param.device() || !same_layout(state, param))
     return c10::str("expected ", name, " of dtype ", state_dtype_of(param), ", shape ",
-                    param.sizes(), " and the strides of its parameter on the CPU, got ",
-                    state.defined() ? state.toString() : "nothing", " ",
+                    param.sizes(), " and the strides of its parameter on ", param.device(),
+                    ", got ", state.defined() ? state.toString() : "nothing", " ",
                     state.defined() ? state.sizes() : at::IntArrayRef{});
   return {};
 }
@@ -79,20 +80,19 @@ void bump_version(const Tensor& tensor) {
 std::string adam_slot_problem(const AdamSlot& slot) {
   const Tensor& p = slot.param;
   if (!is_plain(p) || !adam_type_of(p.scalar_type()) || !p.is_non_overlapping_and_dense())
-    return c10::str(
-        "expected a dense float32, float64, bfloat16 or complex parameter on the CPU, got ",
-        p.toString(), " ", p.sizes(), " with strides ",
-        p.layout() == at::kStrided ? p.strides() : at::IntArrayRef{});
+    return c10::str("expected a dense float32, float64, bfloat16 or complex parameter, got ",
+                    p.toString(), " ", p.sizes(), " with strides ",
+                    p.layout() == at::kStrided ? p.strides() : at::IntArrayRef{});
   std::string problem = state_problem("exp_avg", slot.exp_avg, p);
   if (problem.empty()) problem = state_problem("exp_avg_sq", slot.exp_avg_sq, p);
   if (problem.empty() && slot.max_exp_avg_sq.defined())
     problem = state_problem("max_exp_avg_sq", slot.max_exp_avg_sq, p);
   if (!problem.empty()) return problem;
   const Tensor& t = slot.step;
-  if (!t.defined() || !is_plain(t) || t.numel() != 1 ||
-      (t.scalar_type() != at::kFloat && t.scalar_type() != at::kDouble))
-    return c10::str("expected a step of one float32 or float64 number on the CPU, got ",
-                    t.defined() ? t.toString() : "nothing");
+  const bool counts = t.defined() && is_plain(t) && t.numel() == 1 && t.device() == p.device();
+  if (!counts || !(t.scalar_type() == at::kFloat || (p.is_cpu() && t.scalar_type() == at::kDouble)))
+    return c10::str("expected a step of one ", p.is_cpu() ? "float32 or float64" : "float32",
+                    " number on ", p.device(), ", got ", t.defined() ? t.toString() : "nothing");
   return {};
 }
 
@@ -163,7 +163,7 @@ bool AdamTable::unchanged(size_t i) const {
 
 bool adam_gradient_readable(const Tensor& gradient, const Tensor& param) {
   return gradient.scalar_type() == param.scalar_type() && gradient.sizes() == param.sizes() &&
-         has_memory(gradient);
+         gradient.device() == param.device() && has_memory(gradient);
 }
 
 bool AdamTable::set_gradient(size_t i, const Tensor& gradient) {
@@ -222,11 +222,21 @@ bool AdamTable::look_at_gradients(const AdamGradientOptions& options, AdamOutcom
   return true;
 }
 
+double AdamTable::gradient_squares(const AdamGradientOptions& options, bool* finite) {
+  const double sum = cpu::adam_sum_of_squares(list(), options.unscale, partial_sums_.data());
+  *finite = std::isfinite(sum) || cpu::adam_gradients_finite(list());
+  return sum;
+}
+
 void AdamTable::update(const AdamGradientOptions& options, const cpu::AdamGradient& gradient) {
   const bool norm_first = options.max_norm >= 0.0 || options.skip_nonfinite;
   last_first_ = norm_first || !last_first_;
   cpu::adam_update(list(), gradient, last_first_);
-  if (options.write_back)
+  stepped(options.write_back);
+}
+
+void AdamTable::stepped(bool write_back) {
+  if (write_back)
     for (const Copied& c : copied_) c.gradient.detach().copy_(c.copy);
   for (const Row& row : rows_) {
     if (!row.takes_part) continue;

@@ -12,13 +12,14 @@
 
 namespace fastconv::bindings {
 
-// A parameter and its state. `max_exp_avg_sq` is undefined without amsgrad.
+// A parameter and its state, all on one device. `max_exp_avg_sq` is undefined without amsgrad.
 struct AdamSlot {
   at::Tensor param;
   at::Tensor exp_avg;
   at::Tensor exp_avg_sq;
   at::Tensor max_exp_avg_sq;
-  at::Tensor step;  // one float32 or float64 number on the CPU: the steps taken so far
+  // One number, the steps taken so far: float32, or float64 if it is on the CPU.
+  at::Tensor step;
 };
 
 // Why the kernels cannot work on this slot, as "expected ..., got ..."; empty when they can.
@@ -58,6 +59,11 @@ class AdamTable {
   size_t size() const { return rows_.size(); }
 
   int64_t elements() const { return elements_; }
+  bool overlapping() const { return overlapping_; }
+  const AdamSlot& slot(size_t row) const { return rows_[row].slot; }
+  // As of the last set_gradient().
+  const cpu::AdamTensor& tensor(size_t row) const { return tensors_[row]; }
+  bool takes_part(size_t row) const { return rows_[row].takes_part; }
   cpu::AdamType type(size_t row) const { return tensors_[row].type; }
 
   // False when a tensor of the slot has moved or changed its size since add().
@@ -81,6 +87,13 @@ class AdamTable {
     update(options, gradient);
     return outcome;
   }
+
+  // The sum of squares of all gradients times options.unscale, and whether all are finite.
+  double gradient_squares(const AdamGradientOptions& options, bool* finite);
+
+  // After kernels changed what takes part: autograd is told, and gradients that the kernels got as
+  // copies are stored, if write_back.
+  void stepped(bool write_back);
 
   // Drops the references to the gradients of the last run.
   void release_gradients();

@@ -33,7 +33,7 @@ void check_mlp_args(const Tensor& input, at::TensorList weights, at::TensorList 
 
 bool mlp_fuses(const Tensor& input, at::TensorList weights, at::TensorList /*biases*/,
                const MlpOptions& options) {
-  if (input.scalar_type() != at::kFloat || input.dim() != 2) return false;
+  if (input.is_cuda() || input.scalar_type() != at::kFloat || input.dim() != 2) return false;
   if (options.activation == Activation::kLeakyRelu && !(options.negative_slope >= 0)) return false;
   for (const Tensor& w : weights) {
     const int64_t elements = w.sym_numel().guard_int(__FILE__, __LINE__);

@@ -37,9 +37,11 @@ set(FASTCONV_CUDA_KERNELS
 
 # What hands tensors to them: compiled only where there are kernels to call.
 set(FASTCONV_CUDA_BINDINGS
+  csrc/bindings/adam_gpu_cuda.cpp
   csrc/bindings/conv2d_cuda.cpp
   csrc/bindings/conv_block2d_cuda.cpp
   csrc/bindings/cuda_call.cpp
+  csrc/bindings/mlp_cuda.cpp
   csrc/bindings/pool2d_cuda.cpp
 )
 

@@ -111,11 +111,17 @@ class OneCallStep(torch.optim.Adam):
             raise RuntimeError("Adam: the optimizer changed while it was stepped")
 
     def _adapt_states(self, params: list[Tensor]) -> None:
-        """Give states the parameter's layout, and those of bfloat16 parameters float32."""
+        """Give states the parameter's layout, those of bfloat16 parameters float32, and the steps
+        of parameters on a GPU a place there: the kernels count them."""
         for param in params:
             state = self.state.get(param)
-            if not state or param.device.type != "cpu" or param.layout != torch.strided:
+            on_gpu = param.device.type == "cuda" and self._stepper.built_for_cuda
+            if not state or not (on_gpu or param.device.type == "cpu"):
                 continue
+            if param.layout != torch.strided:
+                continue
+            if on_gpu and isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(param.device, torch.float32)
             for key in _STATE_KEYS:
                 value = state.get(key)
                 if not isinstance(value, Tensor) or value.shape != param.shape:
