@@ -109,8 +109,8 @@ struct CellRuns {
 };
 
 // The cell of one row and block, from the four pre-activations.
-inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit, const Lanes& lanes,
-                        const float* pre) {
+[[gnu::always_inline]] inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit,
+                                               const Lanes& lanes, const float* pre) {
   const Simd::Reg i = Math::sigmoid(Simd::load(pre));
   const Simd::Reg f = Math::sigmoid(Simd::load(pre + kLanes));
   const Simd::Reg g = Math::tanh(Simd::load(pre + 2 * kLanes));

@@ -74,7 +74,9 @@ struct Simd {
   static Reg abs(Reg x) { return _mm512_abs_ps(x); }
   // The magnitude of x, the sign of y.
   static Reg copy_sign(Reg x, Reg y) {
-    return _mm512_or_ps(_mm512_abs_ps(x), _mm512_and_ps(y, _mm512_set1_ps(-0.0f)));
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(y), _mm512_castps_si512(x), 0xca));
   }
   // x * 2^n for integers n in [-152, 130].
   static Reg times_power_of_two(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
