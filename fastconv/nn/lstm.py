@@ -84,9 +84,7 @@ class LSTM(torch.nn.RNNBase):
             bias = torch.nn.Parameter(like.new_zeros(self.hidden_size))
             setattr(self, f"bias_ln_c{suffix}", bias)
 
-    def _norms(self) -> list[Tensor] | None:
-        if not self.layer_norm:
-            return None
+    def _norms(self) -> list[Tensor]:
         names = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")
         suffixes = [group[0].removeprefix("weight_ih") for group in self._all_weights]
         return [getattr(self, name + suffix) for suffix in suffixes for name in names]
@@ -144,9 +142,9 @@ class LSTM(torch.nn.RNNBase):
         batched = input.dim() == 3
         if not batched:
             input = input.unsqueeze(batch_dim)
-        hx = self._batched_states(hx, batched)
         self.check_input(input, None)
         if hx is not None:
+            hx = self._batched_states(hx, batched)
             self._check_states(hx, input.size(batch_dim))
         output, h_n, c_n = self._run(input, hx, lengths=lengths)
         if not batched:
@@ -175,7 +173,11 @@ class LSTM(torch.nn.RNNBase):
         batch_sizes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         # By name, so that torch.func.functional_call and parametrizations reach every call.
-        params = [getattr(self, name) for name in self._flat_weights_names]
+        own = self._parameters
+        params: list[Tensor] = [
+            own[name] if name in own else getattr(self, name)  # type: ignore[misc]
+            for name in self._flat_weights_names
+        ]
         return lstm(
             input,
             hx,
@@ -190,12 +192,11 @@ class LSTM(torch.nn.RNNBase):
             batch_sizes=batch_sizes,
             recurrent_dropout=self.recurrent_dropout,
             zoneout=self.zoneout,
-            norms=self._norms(),
+            norms=self._norms() if self.layer_norm else None,
         )
 
-    def _batched_states(self, hx: _States | None, batched: bool) -> _States | None:
-        if hx is None:
-            return None
+    @staticmethod
+    def _batched_states(hx: _States, batched: bool) -> _States:
         wanted = 3 if batched else 2
         if hx[0].dim() != wanted or hx[1].dim() != wanted:
             kind = "batched 3-D" if batched else "unbatched 2-D"
