@@ -221,7 +221,7 @@ def _fit(
             loss = (model(train.inputs[batch]) - train.targets[batch]).square().mean()
             loss.backward()
             optimizer.step()
-            total += float(loss) * len(batch)
+            total += loss.item() * len(batch)
         held_out = float((_predict(model, validation.inputs) - validation.targets).square().mean())
         mean = total / len(train.inputs)
         if not (math.isfinite(mean) and math.isfinite(held_out)):

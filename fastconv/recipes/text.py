@@ -194,7 +194,7 @@ def _train_epoch(
         loss.backward()
         optimizer.step()
         state = (state[0].detach(), state[1].detach())
-        total += float(loss) * part[1:].numel()
+        total += loss.item() * part[1:].numel()
         count += part[1:].numel()
     return total / count / math.log(2)
 
