@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,30 +11,27 @@ from torch import nn as torch_nn
 
 from fastconv import nn as fast_nn
 
-_LstmType = Callable[..., torch_nn.Module]
-_BACKENDS: dict[str, _LstmType] = {
+_BACKENDS: dict[str, type[torch_nn.Module]] = {
     "fastconv": fast_nn.LSTM,
     "torch": torch_nn.LSTM,
 }
 
 
-def _check_counts(model: str, **counts: object) -> None:
+def _check(model: str, dropout: object, backend: str, **counts: object) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{model}: expected {name} a positive integer, got {value!r}")
-
-
-def _lstm_type(model: str, backend: str) -> _LstmType:
+    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"{model}: expected dropout in [0, 1), got {dropout!r}")
     if backend not in _BACKENDS:
         raise ValueError(
             f"{model}: expected backend one of {', '.join(_BACKENDS)}, got {backend!r}"
         )
-    return _BACKENDS[backend]
 
 
-def _check_dropout(model: str, dropout: object) -> None:
-    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
-        raise ValueError(f"{model}: expected dropout in [0, 1), got {dropout!r}")
+def _layers(backend: str, sizes: tuple[int, int, int], dropout: float, **more: bool) -> Any:
+    """LSTM layers of (input size, hidden size, number), with dropout where there is a between."""
+    return _BACKENDS[backend](*sizes, dropout=dropout if sizes[2] > 1 else 0.0, **more)
 
 
 class LSTMForecaster(torch_nn.Module):
@@ -68,21 +65,14 @@ class LSTMForecaster(torch_nn.Module):
         dropout: float = 0.0,
         backend: str = "fastconv",
     ) -> None:
-        name = type(self).__name__
-        _check_counts(
-            name,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            horizon=horizon,
-        )
-        _check_dropout(name, dropout)
-        lstm_type = _lstm_type(name, backend)
+        _check(
+            "LSTMForecaster", dropout, backend, input_size=input_size, hidden_size=hidden_size,
+            num_layers=num_layers, horizon=horizon,
+        )  # fmt: skip
         super().__init__()
         self.input_size = input_size
-        self.lstm = lstm_type(
-            input_size, hidden_size, num_layers, batch_first=True, dropout=dropout
-        )
+        sizes = (input_size, hidden_size, num_layers)
+        self.lstm = _layers(backend, sizes, dropout, batch_first=True)
         self.head = torch_nn.Linear(hidden_size, horizon)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,20 +118,13 @@ class CharLSTM(torch_nn.Module):
         dropout: float = 0.0,
         backend: str = "fastconv",
     ) -> None:
-        name = type(self).__name__
-        _check_counts(
-            name,
-            vocabulary=vocabulary,
-            embedding_size=embedding_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-        )
-        _check_dropout(name, dropout)
-        lstm_type = _lstm_type(name, backend)
+        _check(
+            "CharLSTM", dropout, backend, vocabulary=vocabulary, embedding_size=embedding_size,
+            hidden_size=hidden_size, num_layers=num_layers,
+        )  # fmt: skip
         super().__init__()
         self.embedding = torch_nn.Embedding(vocabulary, embedding_size)
-        between = dropout if num_layers > 1 else 0.0
-        self.lstm = lstm_type(embedding_size, hidden_size, num_layers, dropout=between)
+        self.lstm = _layers(backend, (embedding_size, hidden_size, num_layers), dropout)
         self.dropout = torch_nn.Dropout(dropout)
         self.head = torch_nn.Linear(hidden_size, vocabulary)
 
