@@ -258,6 +258,8 @@ std::vector<Case> cases() {
       {7, 19, 19, 6, {8, 5, 5, 2, 1, 0}, 8, false, true, true},
       {7, 19, 19, 6, {8, 5, 5, 2, 1, 0}, 8, true, true, true},
       {7, 19, 11, 6, {8, 5, 5, 2, 1, 0}, 8, true, false, true},
+      {7, 34, 34, 14, {5, 5, 5, 5, 4, 4, 4, 4, 3, 3, 3, 2, 1, 1}, 5, true, true, true},
+      {7, 17, 9, 27, {}, 5, false, true, false},
       {10, 300, 300, 3, {6, 4, 3}, 6, true, true, true},
       {40, 260, 260, 9, {}, 3, false, true, true},
   };

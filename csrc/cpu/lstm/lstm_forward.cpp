@@ -33,6 +33,7 @@ struct Plan {
   LstmThreads threads;
   int64_t blocks;       // of `lanes` units
   int64_t width;        // 4 * lanes * blocks
+  bool narrow;          // the last units form a narrow block after these
   bool in_place;        // weights are read as they are, for one step at a time
   bool ahead;           // input products are computed some steps ahead
   int64_t ahead_steps;  // how many steps; each has room for active(0) rows
@@ -48,6 +49,14 @@ bool computes_ahead(const LstmShape& s, int64_t max_rows) {
   return s.gates() * (s.input + s.output) > kCachedWeights;
 }
 
+// True when the last units form a narrow block. Low tiles are faster with all units in blocks that
+// can be computed together, and few blocks are not worth it.
+bool has_narrow_block(const LstmShape& s, const LstmKernels& kernels) {
+  const int64_t last = s.hidden % kernels.lanes;
+  return kernels.narrow_rows > 0 && s.hidden > kernels.lanes && last > 0 &&
+         last <= kernels.lanes / 4 && s.active(0) >= kernels.narrow_rows;
+}
+
 Plan make_plan(const LstmShape& s) {
   Plan p{};
   const Isa isa = active_isa();
@@ -55,10 +64,12 @@ Plan make_plan(const LstmShape& s) {
   p.gemm = &gemm_kernels(isa);
   p.threads = lstm_threads(s);
   const int64_t lanes = p.kernels->lanes;
-  p.blocks = ceil_div(s.hidden, lanes);
-  p.width = 4 * lanes * p.blocks;
   p.in_place = s.rows() <= kInPlaceRows;
   p.ahead = p.in_place || computes_ahead(s, p.kernels->max_rows);
+  p.narrow = !p.ahead && has_narrow_block(s, *p.kernels);
+  p.blocks = p.narrow ? s.hidden / lanes : ceil_div(s.hidden, lanes);
+  p.width = 4 * lanes * p.blocks;
+  const int64_t packed = p.width + (p.narrow ? lanes : 0);
   if (p.ahead)
     p.ahead_steps =
         p.in_place ? 1 : std::clamp<int64_t>(kAheadFloats / (p.width * s.active(0)), 1, s.steps);
@@ -66,9 +77,9 @@ Plan make_plan(const LstmShape& s) {
     *offset = p.scratch;
     p.scratch += round_up(floats, kAlign);
   };
-  place(&p.weights_x, p.in_place ? 0 : s.input * p.width);
-  place(&p.weights_h, p.in_place ? 0 : s.output * p.width);
-  place(&p.bias, p.width);
+  place(&p.weights_x, p.in_place ? 0 : s.input * packed);
+  place(&p.weights_h, p.in_place ? 0 : s.output * packed);
+  place(&p.bias, packed);
   place(&p.pre, p.ahead_steps * s.active(0) * p.width);
   if (s.projected) {
     place(&p.m, s.batch * s.hidden);
@@ -105,37 +116,42 @@ class Forward {
   }
 
  private:
-  void pack(LstmRange blocks, bool projection) {
+  void pack(LstmRange blocks, bool rest) {
     const int64_t lanes = plan_.kernels->lanes;
-    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
-      if (!plan_.in_place) {
-        pack_block(b, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
-        pack_block(b, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
-      }
-      float* bias = scratch_ + plan_.bias + b * 4 * lanes;
-      for (int64_t g = 0; g < 4; ++g)
-        for (int64_t l = 0; l < lanes; ++l) {
-          const int64_t unit = b * lanes + l, j = g * s_.hidden + unit;
-          float sum = 0.0f;
-          if (unit < s_.hidden && call_.bias_ih != nullptr) sum += call_.bias_ih[j];
-          if (unit < s_.hidden && call_.bias_hh != nullptr) sum += call_.bias_hh[j];
-          bias[g * lanes + l] = sum;
-        }
-    }
-    if (projection && s_.projected) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b) pack_block(b, lanes);
+    if (rest && plan_.narrow) pack_block(plan_.blocks, lanes / 4);
+    if (rest && s_.projected) {
       const LstmPanels panels(*plan_.gemm, s_.hidden, s_.output);
       pack_panels(*plan_.kernels, panels, {0, panels.count()}, call_.weight_hr, true,
                   scratch_ + plan_.projection);
     }
   }
 
-  // The rows of block b of the four gates, transposed: [depth, 4, lanes].
-  void pack_block(int64_t b, const float* weights, int64_t depth, float* packed) {
+  // Weights and bias of block b; its units take `wide` places for each gate.
+  void pack_block(int64_t b, int64_t wide) {
+    if (!plan_.in_place) {
+      pack_block(b, wide, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
+      pack_block(b, wide, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
+    }
+    const int64_t lanes = plan_.kernels->lanes;
+    float* bias = scratch_ + plan_.bias + b * 4 * lanes;
+    for (int64_t g = 0; g < 4; ++g)
+      for (int64_t l = 0; l < wide; ++l) {
+        const int64_t unit = b * lanes + l, j = g * s_.hidden + unit;
+        float sum = 0.0f;
+        if (unit < s_.hidden && call_.bias_ih != nullptr) sum += call_.bias_ih[j];
+        if (unit < s_.hidden && call_.bias_hh != nullptr) sum += call_.bias_hh[j];
+        bias[g * wide + l] = sum;
+      }
+  }
+
+  // The rows of block b of the four gates, transposed: [depth, 4, wide].
+  void pack_block(int64_t b, int64_t wide, const float* weights, int64_t depth, float* packed) {
     const int64_t lanes = plan_.kernels->lanes, unit = b * lanes;
-    const int64_t valid = std::min(lanes, s_.hidden - unit);
+    const int64_t valid = std::min(wide, s_.hidden - unit);
     for (int64_t g = 0; g < 4; ++g)
       plan_.kernels->transpose(weights + (g * s_.hidden + unit) * depth, depth, valid, depth,
-                               packed + (b * depth * 4 + g) * lanes, 4 * lanes, lanes);
+                               packed + b * depth * 4 * lanes + g * wide, 4 * wide, wide);
   }
 
   void start_states() {
@@ -263,6 +279,18 @@ class Forward {
         (several ? own.several : own.one)(tile);
       }
       b += several ? form.blocks : 1;
+    }
+    const bool last = blocks.size() > 0 && blocks.end == plan_.blocks;
+    if (last && plan_.narrow) run_narrow_cells(n, step, run);
+  }
+
+  void run_narrow_cells(int64_t n, int64_t step, const LstmRun& run) {
+    const int64_t rows = run.end - run.begin;
+    const int64_t tiles = ceil_div(rows, plan_.kernels->narrow_rows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const LstmRange part = lstm_part(rows, tiles, i);
+      plan_.kernels->narrow_by_rows[part.size() - 1](
+          cell_tile(n, step, run, run.begin + part.begin, plan_.blocks, 1));
     }
   }
 

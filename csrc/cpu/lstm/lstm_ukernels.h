@@ -63,6 +63,10 @@ struct LstmKernels {
   int64_t lanes;
   int64_t max_rows;             // rows of the highest cell tile
   const LstmCellForm* by_rows;  // by_rows[rows - 1]
+  // Tiles of one narrow block: lanes / 4 units or fewer, whose weights are [depth, 4, lanes / 4]
+  // and whose bias is [4, lanes / 4]; such a tile may be higher. 0 rows: there are none.
+  int64_t narrow_rows;
+  const LstmCellFn* narrow_by_rows;
   void (*gate_gradients)(const LstmGateGradients& call);
   // to[l] (+)= sum over k < depth of rows[l * pitch + k] * a[k], l < valid <= lanes.
   void (*dots)(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth,

@@ -17,10 +17,14 @@ constexpr LstmCellForm kForms[] = {
     cell_form<3, 1>(),
 };
 
+constexpr int kNarrowRows = 6;
+constexpr auto kNarrow = NarrowTiles<std::make_integer_sequence<int, kNarrowRows>>::kByRows;
+
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx2 = {
-    kLanes, 3, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes,          3,     kForms,           kNarrowRows, kNarrow,
+    &gate_gradients, &dots, &transpose_strip, &pack_rows,  &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

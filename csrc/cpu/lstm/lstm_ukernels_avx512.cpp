@@ -16,10 +16,14 @@ constexpr LstmCellForm kForms[] = {
     cell_form<4, 1>(), cell_form<5, 1>(), cell_form<6, 1>(),
 };
 
+constexpr int kNarrowRows = 12;
+constexpr auto kNarrow = NarrowTiles<std::make_integer_sequence<int, kNarrowRows>>::kByRows;
+
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx512 = {
-    kLanes, 6, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes,          6,     kForms,           kNarrowRows, kNarrow,
+    &gate_gradients, &dots, &transpose_strip, &pack_rows,  &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

@@ -7,11 +7,13 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "cpu/lstm/lstm_ukernels.h"
 
 namespace {
 
+using fastconv::cpu::LstmCellFn;
 using fastconv::cpu::LstmCellForm;
 using fastconv::cpu::LstmCellTile;
 using fastconv::cpu::LstmGateGradients;
@@ -41,66 +43,89 @@ struct Lanes {
 // over 128 units needs, long enough that the additions in between cost under 2 %.
 constexpr int64_t kCellTerms = 128;
 
-template <int Rows, int Blocks>
-using CellSums = Simd::Reg[Rows][Blocks * kGates];
+// The sums of a tile: for each row `Blocks` blocks of `Vectors` vectors.
+template <int Rows, int Blocks, int Vectors>
+using CellSums = Simd::Reg[Rows][Blocks * Vectors];
 
 // `depth` terms of a product; the blocks of `weights` are block_step floats apart. Inlined by
 // force, as what follows: a call would keep the sums in memory, which costs a factor of two to
 // three.
-template <int Rows, int Blocks>
-[[gnu::always_inline]] inline void add_terms(CellSums<Rows, Blocks>& acc, int64_t depth,
+template <int Rows, int Blocks, int Vectors>
+[[gnu::always_inline]] inline void add_terms(CellSums<Rows, Blocks, Vectors>& acc, int64_t depth,
                                              const float* a, int64_t a_pitch, const float* weights,
                                              int64_t block_step) {
   for (int64_t k = 0; k < depth; ++k) {
     Simd::Reg ak[Rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) ak[i] = Simd::set1(a[i * a_pitch + k]);
 #pragma GCC unroll 8
     for (int b = 0; b < Blocks; ++b)
 #pragma GCC unroll 4
-      for (int g = 0; g < kGates; ++g) {
-        const Simd::Reg w = Simd::load(weights + b * block_step + g * kLanes);
-#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        const Simd::Reg w = Simd::load(weights + b * block_step + v * kLanes);
+#pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i)
-          acc[i][b * kGates + g] = Simd::fma(ak[i], w, acc[i][b * kGates + g]);
+          acc[i][b * Vectors + v] = Simd::fma(ak[i], w, acc[i][b * Vectors + v]);
       }
-    weights += kGates * kLanes;
+    weights += Vectors * kLanes;
   }
 }
 
 // Sums in registers, and those of earlier runs of kCellTerms in memory.
-template <int Rows, int Blocks>
+template <int Rows, int Blocks, int Vectors>
 struct CellRuns {
-  static constexpr int kVectors = Blocks * kGates;
-  alignas(64) float sums[Rows][kVectors * kLanes];
+  static constexpr int kAll = Blocks * Vectors;
+  using Sums = CellSums<Rows, Blocks, Vectors>;
+  alignas(64) float sums[Rows][kAll * kLanes];
   int64_t room = kCellTerms;  // terms left of this run
   bool spilled = false;
 
-  [[gnu::always_inline]] inline void add(CellSums<Rows, Blocks>& acc, int64_t depth, const float* a,
-                                         int64_t a_pitch, const float* weights) {
-    const int64_t block_step = depth * kGates * kLanes;
+  // The sums of all terms of a tile end in `sums`.
+  [[gnu::always_inline]] inline void run(const LstmCellTile& t) {
+    Sums acc;
+#pragma GCC unroll 16
+    for (int v = 0; v < kAll; ++v) {
+      const Simd::Reg bias = Simd::load(t.bias + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) acc[i][v] = bias;
+    }
+    if (t.pre != nullptr) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kAll; ++v)
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i)
+          acc[i][v] = Simd::add(acc[i][v], Simd::load(t.pre + i * t.pre_pitch + v * kLanes));
+    }
+    add(acc, t.x_depth, t.x, t.x_pitch, t.weights_x);
+    add(acc, t.h_depth, t.h, t.h_pitch, t.weights_h);
+    spill(acc);
+  }
+
+  [[gnu::always_inline]] inline void add(Sums& acc, int64_t depth, const float* a, int64_t a_pitch,
+                                         const float* weights) {
+    const int64_t block_step = depth * Vectors * kLanes;
     for (int64_t k = 0; k < depth;) {
       if (room == 0) {
         spill(acc);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 16
-          for (int v = 0; v < kVectors; ++v) acc[i][v] = Simd::zero();
+          for (int v = 0; v < kAll; ++v) acc[i][v] = Simd::zero();
         room = kCellTerms;
       }
       const int64_t terms = depth - k < room ? depth - k : room;
-      add_terms<Rows, Blocks>(acc, terms, a + k, a_pitch, weights + k * kGates * kLanes,
-                              block_step);
+      add_terms<Rows, Blocks, Vectors>(acc, terms, a + k, a_pitch, weights + k * Vectors * kLanes,
+                                       block_step);
       k += terms;
       room -= terms;
     }
   }
 
-  [[gnu::always_inline]] inline void spill(const CellSums<Rows, Blocks>& acc) {
-#pragma GCC unroll 8
+  [[gnu::always_inline]] inline void spill(const Sums& acc) {
+#pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kAll; ++v) {
         float* sum = sums[i] + v * kLanes;
         Simd::store(sum, spilled ? Simd::add(Simd::load(sum), acc[i][v]) : acc[i][v]);
       }
@@ -108,47 +133,42 @@ struct CellRuns {
   }
 };
 
-// The cell of one row and block, from the four pre-activations.
+struct CellValues {
+  Simd::Reg i, f, g, o, c, out;
+};
+
+// Cells of one vector, from the four pre-activations and the states before.
+[[gnu::always_inline]] inline CellValues cell_values(const float* pre, Simd::Reg c_before) {
+  CellValues x;
+  x.i = Math::sigmoid(Simd::load(pre));
+  x.f = Math::sigmoid(Simd::load(pre + kLanes));
+  x.g = Math::tanh(Simd::load(pre + 2 * kLanes));
+  x.o = Math::sigmoid(Simd::load(pre + 3 * kLanes));
+  x.c = Simd::fma(x.f, c_before, Simd::mul(x.i, x.g));
+  x.out = Simd::mul(x.o, Math::tanh(x.c));
+  return x;
+}
+
+// The cell of one row and block.
 [[gnu::always_inline]] inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit,
                                                const Lanes& lanes, const float* pre) {
-  const Simd::Reg i = Math::sigmoid(Simd::load(pre));
-  const Simd::Reg f = Math::sigmoid(Simd::load(pre + kLanes));
-  const Simd::Reg g = Math::tanh(Simd::load(pre + 2 * kLanes));
-  const Simd::Reg o = Math::sigmoid(Simd::load(pre + 3 * kLanes));
   float* c = t.c + row * t.hidden + unit;
-  const Simd::Reg cell = Simd::fma(f, lanes.load(c), Simd::mul(i, g));
-  lanes.store(c, cell);
-  lanes.store(t.out + row * t.out_pitch + unit, Simd::mul(o, Math::tanh(cell)));
+  const CellValues x = cell_values(pre, lanes.load(c));
+  lanes.store(c, x.c);
+  lanes.store(t.out + row * t.out_pitch + unit, x.out);
   if (t.gates == nullptr) return;
   float* gates = t.gates + row * kGates * t.hidden + unit;
-  lanes.store(gates, i);
-  lanes.store(gates + t.hidden, f);
-  lanes.store(gates + 2 * t.hidden, g);
-  lanes.store(gates + 3 * t.hidden, o);
-  lanes.store(t.cells + row * t.hidden + unit, cell);
+  lanes.store(gates, x.i);
+  lanes.store(gates + t.hidden, x.f);
+  lanes.store(gates + 2 * t.hidden, x.g);
+  lanes.store(gates + 3 * t.hidden, x.o);
+  lanes.store(t.cells + row * t.hidden + unit, x.c);
 }
 
 template <int Rows, int Blocks>
 void cell_tile(const LstmCellTile& t) {
-  constexpr int kVectors = Blocks * kGates;
-  CellRuns<Rows, Blocks> runs;
-  CellSums<Rows, Blocks> acc;
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) {
-    const Simd::Reg bias = Simd::load(t.bias + v * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) acc[i][v] = bias;
-  }
-  if (t.pre != nullptr) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v)
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
-        acc[i][v] = Simd::add(acc[i][v], Simd::load(t.pre + i * t.pre_pitch + v * kLanes));
-  }
-  runs.add(acc, t.x_depth, t.x, t.x_pitch, t.weights_x);
-  runs.add(acc, t.h_depth, t.h, t.h_pitch, t.weights_h);
-  runs.spill(acc);
+  CellRuns<Rows, Blocks, kGates> runs;
+  runs.run(t);
   for (int b = 0; b < Blocks; ++b) {
     const int64_t unit = b * kLanes;
     const Lanes lanes(t.units - unit);
@@ -161,6 +181,53 @@ template <int Rows, int Blocks>
 constexpr LstmCellForm cell_form() {
   return {Blocks, &cell_tile<Rows, Blocks>, &cell_tile<Rows, 1>};
 }
+
+// --- The narrow block: up to lanes / 4 units, whose four gates share one vector -----------------
+
+constexpr int kNarrowUnits = kLanes / kGates;
+
+// The cells of four rows, or of those of them that exist, in one vector: lane r * kNarrowUnits + u.
+inline void finish_narrow_cells(const LstmCellTile& t, int64_t row, int64_t rows,
+                                const float (*sums)[kLanes]) {
+  alignas(64) float pre[kGates * kLanes] = {}, c[kLanes] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int g = 0; g < kGates; ++g)
+      for (int u = 0; u < kNarrowUnits; ++u)
+        pre[g * kLanes + r * kNarrowUnits + u] = sums[r][g * kNarrowUnits + u];
+    for (int64_t u = 0; u < t.units; ++u) c[r * kNarrowUnits + u] = t.c[(row + r) * t.hidden + u];
+  }
+  const CellValues x = cell_values(pre, Simd::load(c));
+  const auto scatter = [&](Simd::Reg values, float* to, int64_t pitch) {
+    alignas(64) float lanes[kLanes];
+    Simd::store(lanes, values);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t u = 0; u < t.units; ++u) to[(row + r) * pitch + u] = lanes[r * kNarrowUnits + u];
+  };
+  scatter(x.c, t.c, t.hidden);
+  scatter(x.out, t.out, t.out_pitch);
+  if (t.gates == nullptr) return;
+  scatter(x.i, t.gates, kGates * t.hidden);
+  scatter(x.f, t.gates + t.hidden, kGates * t.hidden);
+  scatter(x.g, t.gates + 2 * t.hidden, kGates * t.hidden);
+  scatter(x.o, t.gates + 3 * t.hidden, kGates * t.hidden);
+  scatter(x.c, t.cells, t.hidden);
+}
+
+template <int Rows>
+void narrow_tile(const LstmCellTile& t) {
+  CellRuns<Rows, 1, 1> runs;
+  runs.run(t);
+  for (int row = 0; row < Rows; row += kGates)
+    finish_narrow_cells(t, row, Rows - row < kGates ? Rows - row : kGates, runs.sums + row);
+}
+
+template <typename Sequence>
+struct NarrowTiles;
+
+template <int... RowsMinusOne>
+struct NarrowTiles<std::integer_sequence<int, RowsMinusOne...>> {
+  static constexpr LstmCellFn kByRows[] = {&narrow_tile<RowsMinusOne + 1>...};
+};
 
 inline void gate_gradients_row(const LstmGateGradients& t, int64_t row) {
   const Simd::Reg one = Simd::set1(1.0f);

@@ -18,7 +18,8 @@ constexpr LstmCellForm kForms[] = {
 }  // namespace
 
 const LstmKernels kLstmKernelsScalar = {
-    kLanes, 2, kForms, &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes,          2,     kForms,           0,          nullptr,
+    &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
 };
 
 }  // namespace fastconv::cpu
