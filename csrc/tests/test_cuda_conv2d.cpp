@@ -136,7 +136,8 @@ void test_huge_calls_are_planned() {
 // --- Kernels
 // --------------------------------------------------------------------------------------
 
-constexpr Conv2dShape kShape = {2, 20, 5, 6, 18, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
+// Few threads: ThreadSanitizer takes its time over each.
+constexpr Conv2dShape kShape = {2, 12, 5, 6, 10, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
 
 // Everything about one convolution of kShape on small integers, which every format sums exactly.
 struct Operands {
@@ -154,9 +155,9 @@ struct Operands {
   }
 };
 
-const Strides4 kInput = contiguous_strides(20, 5, 6);
-const Strides4 kOutput = contiguous_strides(18, 3, 3);
-const Strides4 kWeight = contiguous_strides(10, 3, 2);
+const Strides4 kInput = contiguous_strides(12, 5, 6);
+const Strides4 kOutput = contiguous_strides(10, 3, 3);
+const Strides4 kWeight = contiguous_strides(6, 3, 2);
 
 // Plans, launches on guarded workspace, and checks that the launch went well.
 template <typename Call, typename Plan, typename Launch>
@@ -247,10 +248,11 @@ void test_kernels_under_every_schedule() {
     options.copy_at = s % 2 == 0 ? cuda_shim::CopyAt::kWait : cuda_shim::CopyAt::kIssue;
     options.seed = static_cast<uint64_t>(s) + 11;
     cuda_shim::set_options(options);
-    test_kernels(Conv2dAlgorithm::kGeneral, false);
-    test_kernels(Conv2dAlgorithm::kImplicitGemm, false);
     test_kernels(Conv2dAlgorithm::kImplicitGemm, true);
   }
+  // What differs in these is not how threads meet.
+  test_kernels(Conv2dAlgorithm::kImplicitGemm, false);
+  test_kernels(Conv2dAlgorithm::kGeneral, false);
 }
 
 }  // namespace
