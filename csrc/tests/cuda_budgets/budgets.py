@@ -53,6 +53,8 @@ REQUIRED = [
         re.compile(r"conv2d_gemm_kernel"),
         [TENSOR_CORE, FROM_SHARED_MATRIX, COPY_128, STORE_128],
     ),
+    (re.compile(r"conv2d_grad_weight_gemm_kernel"), [TENSOR_CORE, COPY_128]),
+    (re.compile(r"conv2d_grad_weight_gemm_kernel<HalfMath"), [FROM_SHARED_MATRIX]),
 ]
 
 
