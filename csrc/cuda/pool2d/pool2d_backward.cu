@@ -176,7 +176,6 @@ cudaError_t launch_backward(const Pool2dCall& call, const Pool& pool, const void
 }  // namespace
 
 cudaError_t launch_max_pool2d_backward(const MaxPool2dBackward& call, cudaStream_t stream) {
-  if (call.shape.batch == 0) return cudaSuccess;
   const bool aligned = all_aligned16({call.grad_output, call.offsets, call.grad_input});
   return dispatch_pool2d_element(call.element, [&](auto type) {
     const MaxShare<decltype(type)> pool{pool_offsets(call.offsets, call.shape)};
@@ -185,7 +184,6 @@ cudaError_t launch_max_pool2d_backward(const MaxPool2dBackward& call, cudaStream
 }
 
 cudaError_t launch_avg_pool2d_backward(const AvgPool2dBackward& call, cudaStream_t stream) {
-  if (call.shape.batch == 0) return cudaSuccess;
   const bool aligned = all_aligned16({call.grad_output, call.grad_input});
   return dispatch_pool2d_element(call.element, [&](auto type) {
     const AvgShare<decltype(type)> pool{call.divisor};

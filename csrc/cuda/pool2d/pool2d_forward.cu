@@ -119,7 +119,6 @@ cudaError_t launch_forward(const Pool2dCall& call, const Pool& pool, const void*
 }  // namespace
 
 cudaError_t launch_max_pool2d_forward(const MaxPool2dForward& call, cudaStream_t stream) {
-  if (call.shape.batch == 0) return cudaSuccess;
   const bool aligned = all_aligned16({call.input, call.output, call.offsets});
   return dispatch_pool2d_element(call.element, [&](auto type) {
     const MaxWindow<decltype(type)> pool{pool_offsets(call.offsets, call.shape)};
@@ -128,7 +127,6 @@ cudaError_t launch_max_pool2d_forward(const MaxPool2dForward& call, cudaStream_t
 }
 
 cudaError_t launch_avg_pool2d_forward(const AvgPool2dForward& call, cudaStream_t stream) {
-  if (call.shape.batch == 0) return cudaSuccess;
   const bool aligned = all_aligned16({call.input, call.output});
   return dispatch_pool2d_element(call.element, [&](auto type) {
     const AvgWindow<decltype(type)> pool{call.divisor};

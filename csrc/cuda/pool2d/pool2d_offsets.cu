@@ -79,7 +79,6 @@ cudaError_t launch_gather(const MaxPool2dGather& call, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_max_pool2d_indices(const MaxPool2dIndices& call, cudaStream_t stream) {
-  if (call.shape.batch == 0) return cudaSuccess;
   const Pool2dCall any{call.shape, call.channels_last, Pool2dElement::kFloat32};
   if (choose_pool2d_forward(any, false) == Pool2dAlgorithm::kHuge)
     return launch_indices<FastDivmod64>(call, stream);
@@ -87,7 +86,6 @@ cudaError_t launch_max_pool2d_indices(const MaxPool2dIndices& call, cudaStream_t
 }
 
 cudaError_t launch_max_pool2d_gather(const MaxPool2dGather& call, cudaStream_t stream) {
-  if (call.shape.batch == 0) return cudaSuccess;
   return dispatch_pool2d_element(call.element, [&](auto type) {
     using T = decltype(type);
     if (choose_pool2d_forward(call, false) == Pool2dAlgorithm::kHuge)

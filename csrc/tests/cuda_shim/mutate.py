@@ -4,6 +4,7 @@ of the op, and reports the bugs that no test noticed.
 
     python csrc/tests/cuda_shim/mutate.py [--op OP ...] [--per-rule N] [--seed S] [--out FILE]
 
+A bug that the Python tests do not notice is shown to the op's C++ test under ThreadSanitizer.
 Every barrier is removed and every wait weakened; of the other rules N places per op are drawn with
 a fixed seed: an index off by one, a comparison that lets one more pass, a predicate dropped. Bugs
 in what stands in for instructions must be noticed too. Needs what the tests need; takes hours for
@@ -196,12 +197,32 @@ class Copy:
             return "passed", ""
         return "failed", failed[0][:200] if failed else f"exit code {done.returncode}"
 
+    def race_test(self, op: str) -> tuple[str, str]:
+        """The same of the op's C++ test under ThreadSanitizer: it sees what no value shows, a fence
+        or barrier that is missing and two threads that write the same."""
+        if not (ROOT / f"csrc/tests/test_cuda_{op}.cpp").exists():
+            return "passed", ""
+        build = self.root / "build" / "thread"
+        configure = ["cmake", "-S", ".", "-B", str(build), "-G", "Ninja", "-DFASTCONV_TESTS=ON"]
+        configure.append("-DFASTCONV_SANITIZE=thread")
+        compile_ = ["cmake", "--build", str(build), "--target", f"test_cuda_{op}"]
+        for command in (configure, compile_):
+            if subprocess.run(command, cwd=self.root, capture_output=True).returncode != 0:
+                return "not built", ""
+        program = build / "csrc" / "tests" / "cuda_shim" / f"test_cuda_{op}"
+        done = subprocess.run([str(program)], capture_output=True, text=True)
+        if done.returncode == 0:
+            return "passed", ""
+        race = "ThreadSanitizer: data race" in done.stderr
+        return "failed", f"test_cuda_{op}: {'data race' if race else 'failed checks'}"
+
     def with_mutant(self, mutant: Mutant, limit: int) -> tuple[str, str]:
         path = self.root / mutant.file
         original = path.read_text()
         path.write_text(mutant.apply(original))
         try:
-            return self.test(mutant.op, limit)
+            outcome, proof = self.test(mutant.op, limit)
+            return self.race_test(mutant.op) if outcome == "passed" else (outcome, proof)
         finally:
             path.write_text(original)
 
