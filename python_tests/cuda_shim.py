@@ -172,7 +172,7 @@ class CudaShim:
             reason = self.library.fastconv_shim_last_error().decode()
             raise CudaShimError(f"{launcher}: error {error}: {reason}")
 
-    def value(self, function: str, *arguments: int | float | bool) -> int:
+    def value(self, function: str, *arguments: Tensor | int | float | bool | None) -> int:
         """The int64 that ``fastconv_<function>`` returns."""
         entry = getattr(self.library, f"fastconv_{function}")
         entry.restype = ctypes.c_int64

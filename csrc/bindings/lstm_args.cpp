@@ -99,8 +99,11 @@ void check_lstm_tensor(const char* name, const Tensor& tensor, at::IntArrayRef e
 void parse_lstm_args(const LstmOperands& o, LstmCall* call) {
   const Tensor& input = o.input;
   const bool packed = present(o.batch_sizes);
-  TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
-              "lstm: expected a float32 or float64 tensor, got ", input.scalar_type());
+  const auto dtype = input.scalar_type();
+  const bool half = dtype == at::kBFloat16 || dtype == at::kHalf;
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || (half && input.is_cuda()),
+              "lstm: expected a float32 or float64 tensor, on CUDA also bfloat16 or float16, got ",
+              dtype, " on ", input.device());
   TORCH_CHECK_VALUE(input.dim() == (packed ? 2 : 3),
                     packed ? "lstm: expected packed input of shape [N, input], got "
                            : "lstm: expected input of shape [steps, batch, input], got ",

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "bindings/lstm_args.h"
+#include "bindings/lstm_results.h"
 #include "bindings/outputs.h"
 #include "bindings/scratch.h"
 #include "cpu/lstm/lstm.h"
@@ -30,10 +31,6 @@ const T* read(const Tensor& tensor) {
 template <class T>
 T* write(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
-}
-
-Tensor dense(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
 // Moves tensors between the form the caller has and the rows of the kernels: with lengths, rows of
@@ -64,13 +61,13 @@ class Layout {
   // A tensor for rows; with lengths it is temporary, otherwise the caller's.
   Tensor empty_rows(int64_t width, const at::TensorOptions& options) const {
     if (sorted_) return empty_output({call_.shape.rows(), width}, options, kContiguous);
-    return empty_output(sizes(width), options, kContiguous);
+    return empty_output(lstm_sizes(call_, width), options, kContiguous);
   }
 
   // What empty_rows gave, in the caller's form.
   Tensor from_rows(const Tensor& rows) const {
     if (!sorted_ || !rows.defined()) return rows;
-    Tensor to = empty_output(sizes(rows.size(1)), rows.options(), kContiguous);
+    Tensor to = empty_output(lstm_sizes(call_, rows.size(1)), rows.options(), kContiguous);
     dispatch_float_or_double(rows, [&](auto type) {
       using T = decltype(type);
       cpu::lstm_rows_to_padded<T>(call_.shape, call_.order.data(), rows.size(1), read<T>(rows),
@@ -90,26 +87,11 @@ class Layout {
     return to;
   }
 
-  std::vector<int64_t> sizes(int64_t width) const {
-    if (call_.padded) return {call_.shape.steps, call_.shape.batch, width};
-    return {call_.shape.rows(), width};
-  }
-
  private:
   const LstmCall& call_;
   bool sorted_;
   Tensor order_;
 };
-
-// Rows that the saved tensors have room for; with lengths more than are used, so that their sizes
-// do not depend on values.
-int64_t saved_rows(const LstmCall& call) {
-  return call.padded ? call.shape.steps * call.shape.batch : call.shape.rows();
-}
-
-Tensor or_zeros(const Tensor& tensor, at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return tensor.defined() ? tensor.clone(kContiguous) : at::zeros(sizes, options);
-}
 
 Tensor5 forward(const LstmOperands& o, bool training) {
   LstmCall call;
@@ -119,16 +101,18 @@ Tensor5 forward(const LstmOperands& o, bool training) {
   const auto options = o.input.options();
   Tensor gates, cells;
   if (training) {
-    gates = empty_output({saved_rows(call), s.gates()}, options, kContiguous);
-    cells = empty_output({saved_rows(call), s.hidden}, options, kContiguous);
+    gates = empty_output({lstm_saved_rows(call), s.gates()}, options, kContiguous);
+    cells = empty_output({lstm_saved_rows(call), s.hidden}, options, kContiguous);
   }
-  const Tensor h_0 = dense(o.h_0), c_0 = dense(o.c_0);
-  if (s.rows() == 0)
-    return {at::zeros(layout.sizes(s.output), options), or_zeros(h_0, {s.batch, s.output}, options),
-            or_zeros(c_0, {s.batch, s.hidden}, options), gates, cells};
-  const Tensor input = layout.rows(o.input), h = layout.sort(h_0), c = layout.sort(c_0);
+  if (s.rows() == 0) {
+    const auto [output, h_n, c_n] = lstm_results_without_rows(call, o);
+    return {output, h_n, c_n, gates, cells};
+  }
+  const Tensor input = layout.rows(o.input), h = layout.sort(dense_or_undefined(o.h_0)),
+               c = layout.sort(dense_or_undefined(o.c_0));
   const Tensor w_ih = o.weight_ih.contiguous(), w_hh = o.weight_hh.contiguous();
-  const Tensor b_ih = dense(o.bias_ih), b_hh = dense(o.bias_hh), w_hr = dense(o.weight_hr);
+  const Tensor b_ih = dense_or_undefined(o.bias_ih), b_hh = dense_or_undefined(o.bias_hh),
+               w_hr = dense_or_undefined(o.weight_hr);
   const Tensor output = layout.empty_rows(s.output, options);
   const Tensor h_n = at::empty({s.batch, s.output}, options);
   const Tensor c_n = at::empty({s.batch, s.hidden}, options);
@@ -158,74 +142,26 @@ Tensor5 forward(const LstmOperands& o, bool training) {
   return {layout.from_rows(output), layout.unsort(h_n), layout.unsort(c_n), gates, cells};
 }
 
-// The gradients of one call, in the order of LstmOperands; those not asked for stay undefined.
-struct Gradients {
-  Tensor input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
-
-  Tensor8 as_tuple() const {
-    return {input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr};
-  }
-};
-
-Tensor zeros_if(bool wanted, at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return wanted ? at::zeros(sizes, options) : Tensor();
-}
-
-Tensor empty_if(bool wanted, at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return wanted ? empty_output(sizes, options, kContiguous) : Tensor();
-}
-
-Gradients without_rows(const LstmCall& call, const LstmGrads& grads,
-                       const at::TensorOptions& options, std::array<bool, 8> mask) {
-  const LstmShape& s = call.shape;
-  const Tensor h = dense(grads.h_n), c = dense(grads.c_n);
-  return {zeros_if(mask[0], Layout(call).sizes(s.input), options),
-          mask[1] ? or_zeros(h, {s.batch, s.output}, options) : Tensor(),
-          mask[2] ? or_zeros(c, {s.batch, s.hidden}, options) : Tensor(),
-          zeros_if(mask[3], {s.gates(), s.input}, options),
-          zeros_if(mask[4], {s.gates(), s.output}, options),
-          zeros_if(mask[5], {s.gates()}, options),
-          zeros_if(mask[6], {s.gates()}, options),
-          zeros_if(mask[7], {s.output, s.hidden}, options)};
-}
-
-void check_backward_args(const LstmCall& call, const LstmGrads& grads, const LstmSaved& saved,
-                         const Tensor& input) {
-  const LstmShape& s = call.shape;
-  const auto dtype = input.scalar_type();
-  const auto sizes = Layout(call).sizes(s.output);
-  if (grads.output.has_value()) check_lstm_tensor("grad_output", *grads.output, sizes, dtype);
-  if (grads.h_n.has_value()) check_lstm_tensor("grad_h_n", *grads.h_n, {s.batch, s.output}, dtype);
-  if (grads.c_n.has_value()) check_lstm_tensor("grad_c_n", *grads.c_n, {s.batch, s.hidden}, dtype);
-  check_lstm_tensor("output", saved.output, sizes, dtype);
-  check_lstm_tensor("gates", saved.gates, {saved_rows(call), s.gates()}, dtype);
-  check_lstm_tensor("cells", saved.cells, {saved_rows(call), s.hidden}, dtype);
-}
-
-Gradients backward(const LstmGrads& grads, const LstmOperands& o, const LstmSaved& saved,
-                   std::array<bool, 8> mask) {
+LstmGradients backward(const LstmGrads& grads, const LstmOperands& o, const LstmSaved& saved,
+                       std::array<bool, 8> mask) {
   LstmCall call;
   parse_lstm_args(o, &call);
   const LstmShape& s = call.shape;
-  check_backward_args(call, grads, saved, o.input);
+  check_lstm_backward_args(call, grads, saved, o.input);
   const auto options = o.input.options();
-  if (s.rows() == 0) return without_rows(call, grads, options, mask);
+  if (s.rows() == 0) return lstm_gradients_without_rows(call, grads, options, mask);
   const Layout layout(call);
   const Tensor input = layout.rows(o.input), output = layout.rows(saved.output);
-  const Tensor h = layout.sort(dense(o.h_0)), c = layout.sort(dense(o.c_0));
+  const Tensor h = layout.sort(dense_or_undefined(o.h_0)),
+               c = layout.sort(dense_or_undefined(o.c_0));
   const Tensor w_ih = o.weight_ih.contiguous(), w_hh = o.weight_hh.contiguous();
-  const Tensor w_hr = dense(o.weight_hr);
+  const Tensor w_hr = dense_or_undefined(o.weight_hr);
   const Tensor gates = saved.gates.contiguous(), cells = saved.cells.contiguous();
   const Tensor grad_output = layout.rows(grads.output.value_or(Tensor()));
-  const Tensor grad_h_n = layout.sort(dense(grads.h_n)), grad_c_n = layout.sort(dense(grads.c_n));
-  Gradients result;
+  const Tensor grad_h_n = layout.sort(dense_or_undefined(grads.h_n)),
+               grad_c_n = layout.sort(dense_or_undefined(grads.c_n));
+  LstmGradients result = empty_lstm_gradients(call, options, mask);
   if (mask[0]) result.input = layout.empty_rows(s.input, options);
-  result.h_0 = at::empty({s.batch, s.output}, options);
-  result.c_0 = at::empty({s.batch, s.hidden}, options);
-  result.weight_ih = empty_if(mask[3], {s.gates(), s.input}, options);
-  result.weight_hh = empty_if(mask[4], {s.gates(), s.output}, options);
-  result.bias_ih = empty_if(mask[5] || mask[6], {s.gates()}, options);
-  result.weight_hr = empty_if(mask[7], {s.output, s.hidden}, options);
   dispatch_float_or_double(o.input, [&](auto type) {
     using T = decltype(type);
     const cpu::LstmBackward<T> kernel_call{s,
@@ -259,9 +195,7 @@ Gradients backward(const LstmGrads& grads, const LstmOperands& o, const LstmSave
   result.input = layout.from_rows(result.input);
   result.h_0 = mask[1] ? layout.unsort(result.h_0) : Tensor();
   result.c_0 = mask[2] ? layout.unsort(result.c_0) : Tensor();
-  // Two parameters must not share one gradient.
-  if (mask[6]) result.bias_hh = mask[5] ? result.bias_ih.clone() : result.bias_ih;
-  if (!mask[5]) result.bias_ih = Tensor();
+  share_bias_gradient(&result, mask);
   return result;
 }
 

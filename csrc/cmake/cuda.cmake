@@ -33,6 +33,13 @@ set(FASTCONV_CUDA_KERNELS
   csrc/cuda/pool2d/pool2d_choice.cu
   csrc/cuda/pool2d/pool2d_forward.cu
   csrc/cuda/pool2d/pool2d_offsets.cu
+  csrc/cuda/gemm/gemm.cu
+  csrc/cuda/lstm/lstm_backward.cu
+  csrc/cuda/lstm/lstm_forward.cu
+  csrc/cuda/lstm/lstm_persistent.cu
+  csrc/cuda/lstm/lstm_persistent_mma.cu
+  csrc/cuda/lstm/lstm_plan.cu
+  csrc/cuda/lstm/lstm_rows.cu
 )
 
 # What hands tensors to them: compiled only where there are kernels to call.
@@ -43,6 +50,7 @@ set(FASTCONV_CUDA_BINDINGS
   csrc/bindings/cuda_call.cpp
   csrc/bindings/mlp_cuda.cpp
   csrc/bindings/pool2d_cuda.cpp
+  csrc/bindings/lstm_cuda.cpp
 )
 
 set(FASTCONV_WITH_CUDA OFF)

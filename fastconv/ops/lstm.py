@@ -41,8 +41,9 @@ def lstm(
 
     Args:
         input: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``; packed rows ``[N, I]`` with
-            ``batch_sizes``. float32 runs on fastconv's kernels, float64 on their reference loops,
-            bfloat16 and float16 on torch's own. B may be 0, T must not.
+            ``batch_sizes``. On CPU float32 runs on fastconv's kernels, float64 on their reference
+            loops, bfloat16 and float16 on torch's own; on CUDA all four run on fastconv's. B may
+            be 0, T must not.
         hx: ``(h_0 [num_layers * D, B, P], c_0 [num_layers * D, B, H])``; None is zeros.
         params: per layer and direction ``W_ih [4H, I or D * P]``, ``W_hh [4H, P]``, with
             ``has_biases`` ``b_ih [4H]`` and ``b_hh [4H]``, with projections ``W_hr [P, H]``. The
@@ -82,7 +83,8 @@ def lstm(
         ValueError: shapes that do not fit, e.g. "lstm: expected weight_hh of shape ...".
         RuntimeError: dtypes or devices that differ or are not supported.
 
-    float32 results do not depend on the number of threads. Numbers below 1.2e-38 count as zero.
+    float32 results do not depend on the number of threads. On CPU, numbers below 1.2e-38 count as
+    zero.
 
     Method: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates of a
     unit finished in registers after Banerjee et al. 2019, products over all steps merged after
@@ -161,7 +163,7 @@ def _unbind_states(
 
 def _left_to_torch(input: Tensor) -> bool:
     half = input.dtype in (torch.bfloat16, torch.float16)
-    return half and not torch._C._is_any_autocast_enabled()
+    return half and not input.is_cuda and not torch._C._is_any_autocast_enabled()
 
 
 def _lstm_by_torch(

@@ -4,15 +4,12 @@
 
 #include <cmath>
 
+#include "common/lstm_math.h"
 #include "cpu/runtime/isa.h"
 #include "cpu/runtime/trace.h"
 
 namespace fastconv::cpu {
 namespace {
-
-double sigmoid(double x) {
-  return 1.0 / (1.0 + std::exp(-x));
-}
 
 // The state a row of a step starts from: that of the step before it, or the initial one.
 template <class T>
@@ -48,13 +45,20 @@ void forward_row(const LstmForward<T>& call, int64_t step, int64_t r) {
                    dot(call.weight_hh + j * s.output, h, s.output);
       if (call.bias_ih != nullptr) sum += call.bias_ih[j];
       if (call.bias_hh != nullptr) sum += call.bias_hh[j];
-      gate[g] = g == 2 ? std::tanh(sum) : sigmoid(sum);
-      if (call.gates != nullptr) call.gates[row * 4 * s.hidden + j] = static_cast<T>(gate[g]);
+      gate[g] = sum;
     }
-    const double cell = gate[1] * c[u] + gate[0] * gate[2];
+    const auto gates = lstm_activate<double>({gate[0], gate[1], gate[2], gate[3]});
+    if (call.gates != nullptr) {
+      T* saved = call.gates + row * 4 * s.hidden + u;
+      saved[0] = static_cast<T>(gates.i);
+      saved[s.hidden] = static_cast<T>(gates.f);
+      saved[2 * s.hidden] = static_cast<T>(gates.g);
+      saved[3 * s.hidden] = static_cast<T>(gates.o);
+    }
+    const double cell = lstm_cell_state<double>(gates, c[u]);
     c[u] = static_cast<T>(cell);
     if (call.cells != nullptr) call.cells[row * s.hidden + u] = c[u];
-    const double m = gate[3] * std::tanh(cell);
+    const double m = lstm_cell_output(gates, cell);
     if (!s.projected) {
       out[u] = static_cast<T>(m);
     } else {
@@ -109,14 +113,14 @@ void backward_row(const LstmBackward<T>& call, int64_t step, int64_t r, T* m, T*
     grad_m[u] = static_cast<T>(sum);
   }
   for (int64_t u = 0; u < hidden; ++u) {
-    const double i = gates[u], f = gates[hidden + u], g = gates[2 * hidden + u],
-                 o = gates[3 * hidden + u], t = std::tanh(call.cells[row * hidden + u]);
-    const double to_cell = grad_c[u] + grad_m[u] * o * (1 - t * t);
-    grad_gates[u] = static_cast<T>(to_cell * g * i * (1 - i));
-    grad_gates[hidden + u] = static_cast<T>(c == nullptr ? 0 : to_cell * c[u] * f * (1 - f));
-    grad_gates[2 * hidden + u] = static_cast<T>(to_cell * i * (1 - g * g));
-    grad_gates[3 * hidden + u] = static_cast<T>(grad_m[u] * t * o * (1 - o));
-    grad_c[u] = static_cast<T>(to_cell * f);
+    const auto g = lstm_unit_gradients<double>(
+        {gates[u], gates[hidden + u], gates[2 * hidden + u], gates[3 * hidden + u]},
+        call.cells[row * hidden + u], c == nullptr ? 0.0 : c[u], grad_m[u], grad_c[u]);
+    grad_gates[u] = static_cast<T>(g.gates.i);
+    grad_gates[hidden + u] = static_cast<T>(g.gates.f);
+    grad_gates[2 * hidden + u] = static_cast<T>(g.gates.g);
+    grad_gates[3 * hidden + u] = static_cast<T>(g.gates.o);
+    grad_c[u] = static_cast<T>(g.cell_before);
   }
   for (int64_t p = 0; p < out; ++p) {
     double sum = 0.0;
