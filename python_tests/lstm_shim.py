@@ -53,14 +53,15 @@ class ShimLstm:
     shim: CudaShim
     path: int
     flush: str = "end"
+    allow_tf32: bool = False
     alignment: int = 16  # in bytes, of all tensors but the saved gates
     kernels: list[str] = field(default_factory=list)
 
     def numbers(self, x: Tensor, batch: Batch, sizes: tuple, reverse: bool) -> tuple:
         hidden, out, projected = sizes
         return (
-            DTYPES.index(x.dtype), self.path, batch.steps, batch.batch, x.shape[-1], hidden, out,
-            int(projected), int(reverse), batch.row_start,
+            DTYPES.index(x.dtype), self.path + 2 * self.allow_tf32, batch.steps, batch.batch,
+            x.shape[-1], hidden, out, int(projected), int(reverse), batch.row_start,
         )  # fmt: skip
 
     def launch(

@@ -148,6 +148,25 @@ def rounded_oracle(case: LstmCase, dtype: torch.dtype) -> dict[str, Tensor]:
     return by_torch(same, torch.float64)
 
 
+TF32_EPS = 2.0**-10
+
+
+@pytest.mark.parametrize(("case", "path"), runs([*SMALL, *PROJECTED, WIDE]))
+def test_float32_on_tensor_cores(case: LstmCase, path: int, shim: CudaShim) -> None:
+    """Where torch.backends.cudnn.allow_tf32 lets operands be rounded to ten bits: errors are those
+    of such a rounding, of the order of one distance of tf32 numbers and not of several."""
+    lstm = ShimLstm(shim, path, allow_tf32=True)
+    results = on_gpu(case, lstm)
+    oracle = by_torch(case, torch.float64)
+    assert_ran(lstm)
+    worst = 0.0
+    for name, result in results.items():
+        error = max_error(result, oracle[name])
+        worst = max(worst, error / max(rms(oracle[name]), 1e-30))
+        assert error <= 4 * TF32_EPS * rms(oracle[name]), f"{name}: largest error {error:.3e}"
+    assert worst > 1e-5 or case.hidden == 1, "nothing was rounded"
+
+
 @pytest.mark.parametrize(("case", "path"), runs(SMALL[:1]))
 def test_a_swapped_gate_fails(case: LstmCase, path: int, shim: CudaShim) -> None:
     layer = case.layer(fast_nn.LSTM)

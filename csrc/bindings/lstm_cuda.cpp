@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // fastconv::lstm_layer and its backward on CUDA tensors: check, allocate, launch.
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <torch/library.h>
 
 #include "bindings/cuda_call.h"
@@ -148,6 +149,12 @@ bool lacks_tensor_cores(const Tensor& input, const CudaCall& cuda) {
   return is_half(input) && cuda.device().compute_capability < 80;
 }
 
+// Whether float32 products may run on tensor cores, as those of torch's own LSTM then do.
+bool may_round(const CudaCall& cuda) {
+  return cuda.device().compute_capability >= 80 &&
+         at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
+}
+
 Tensor5 forward(const LstmOperands& o, bool training) {
   LstmCall call;
   parse_lstm_args(o, &call);
@@ -182,6 +189,7 @@ Tensor5 forward(const LstmOperands& o, bool training) {
     using T = decltype(type);
     cuda::LstmForward<T> kernel_call{s,
                                      cuda::choose_lstm_path(s, sizeof(T), cuda.device()),
+                                     may_round(cuda),
                                      read<T>(input),
                                      read<T>(h),
                                      read<T>(c),
@@ -252,6 +260,7 @@ LstmGradients backward(const LstmGrads& grads, const LstmOperands& o, const Lstm
     using T = decltype(type);
     cuda::LstmBackward<T> kernel_call{s,
                                       cuda::choose_lstm_path(s, sizeof(T), cuda.device()),
+                                      may_round(cuda),
                                       read<T>(input),
                                       read<T>(h),
                                       read<T>(c),

@@ -18,6 +18,7 @@ namespace {
 
 using namespace fastconv;
 using namespace fastconv::testing;
+using cuda::GemmMath;
 using cuda::LstmPath;
 
 // Memory of a launcher: 256-aligned, of exactly this size.
@@ -38,16 +39,36 @@ class Workspace {
 
 template <class T>
 cuda::LstmForward<T> on_gpu(const cpu::LstmForward<T>& c, LstmPath path) {
-  return {c.shape,   path,        c.input,  c.h_0, c.c_0, c.weight_ih, c.weight_hh, c.bias_ih,
-          c.bias_hh, c.weight_hr, c.output, c.h_n, c.c_n, c.gates,     c.cells,     nullptr};
+  return {c.shape,     path,        false,     c.input,   c.h_0,       c.c_0,
+          c.weight_ih, c.weight_hh, c.bias_ih, c.bias_hh, c.weight_hr, c.output,
+          c.h_n,       c.c_n,       c.gates,   c.cells,   nullptr};
 }
 
 template <class T>
 cuda::LstmBackward<T> on_gpu(const cpu::LstmBackward<T>& c, LstmPath path) {
-  return {c.shape,          path,        c.input,          c.h_0,      c.c_0,      c.weight_ih,
-          c.weight_hh,      c.weight_hr, c.output,         c.gates,    c.cells,    c.grad_output,
-          c.grad_h_n,       c.grad_c_n,  c.grad_input,     c.grad_h_0, c.grad_c_0, c.grad_weight_ih,
-          c.grad_weight_hh, c.grad_bias, c.grad_weight_hr, nullptr};
+  return {c.shape,
+          path,
+          false,
+          c.input,
+          c.h_0,
+          c.c_0,
+          c.weight_ih,
+          c.weight_hh,
+          c.weight_hr,
+          c.output,
+          c.gates,
+          c.cells,
+          c.grad_output,
+          c.grad_h_n,
+          c.grad_c_n,
+          c.grad_input,
+          c.grad_h_0,
+          c.grad_c_0,
+          c.grad_weight_ih,
+          c.grad_weight_hh,
+          c.grad_bias,
+          c.grad_weight_hr,
+          nullptr};
 }
 
 void run(const Case& c, const LstmShape& s, Problem<float>& p, LstmPath path,
@@ -149,7 +170,7 @@ double number(T x) {
 enum class Form { kNT, kNN, kTN };
 
 template <class T>
-void test_product(Form form, int64_t m, int64_t n, int64_t k, int64_t offset) {
+void test_product(Form form, int64_t m, int64_t n, int64_t k, int64_t offset, GemmMath math) {
   Numbers numbers(static_cast<uint64_t>(m + n + k));
   const bool a_along = form != Form::kTN, b_along = form == Form::kNT;
   // With an offset, neither matrix is aligned for vectors.
@@ -163,12 +184,12 @@ void test_product(Form form, int64_t m, int64_t n, int64_t k, int64_t offset) {
   cudaError_t status = cudaSuccess;
   if (form == Form::kNT) {
     const T* none = nullptr;
-    status = cuda::launch_gemm_nt(am, bm, none, none, result, nullptr);
+    status = cuda::launch_gemm_nt(am, bm, none, none, result, math, nullptr);
   } else if (form == Form::kNN) {
-    status = cuda::launch_gemm_nn(am, bm, result, nullptr);
+    status = cuda::launch_gemm_nn(am, bm, result, math, nullptr);
   } else {
     Workspace space(cuda::gemm_tn_workspace_bytes<T>(m, n, k));
-    status = cuda::launch_gemm_tn(am, bm, result, space.data(), nullptr);
+    status = cuda::launch_gemm_tn(am, bm, result, space.data(), math, nullptr);
   }
   CHECK_WITH(status == cudaSuccess, cuda_shim::last_error());
   int64_t wrong = 0;
@@ -187,14 +208,14 @@ void test_product(Form form, int64_t m, int64_t n, int64_t k, int64_t offset) {
 }
 
 template <class T>
-void test_products() {
+void test_products(GemmMath math = GemmMath::kExact) {
   for (const Form form : {Form::kNT, Form::kNN, Form::kTN}) {
-    test_product<T>(form, 1, 1, 1, 0);
-    test_product<T>(form, 16, 64, 32, 0);
-    test_product<T>(form, 17, 65, 33, 1);
-    test_product<T>(form, 80, 72, 40, 0);
+    test_product<T>(form, 1, 1, 1, 0, math);
+    test_product<T>(form, 16, 64, 32, 0, math);
+    test_product<T>(form, 17, 65, 33, 1, math);
+    test_product<T>(form, 80, 72, 40, 0, math);
   }
-  test_product<T>(Form::kTN, 9, 5, 600, 0);  // several runs
+  test_product<T>(Form::kTN, 9, 5, 600, 0, math);  // several runs
 }
 
 void test_column_sums() {
@@ -244,6 +265,7 @@ int main() {
   test_negative_control(LstmPath::kSteps);
   test_negative_control(LstmPath::kPersistent);
   test_products<float>();
+  test_products<float>(GemmMath::kTf32);  // whole numbers are exact there too
   test_products<double>();
   test_products<__nv_bfloat16>();
   test_products<__half>();

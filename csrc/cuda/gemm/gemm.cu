@@ -103,33 +103,32 @@ __global__ void __launch_bounds__(kReduceThreads)
   sums[gate_row(column, hidden)] = from_accumulate<T>(sum);
 }
 
-template <class TileType, class T, class Out>
-cudaError_t launch_with(const Product<T>& product, const T* bias, const T* bias2,
-                        const GemmResult<Out>& c, cudaStream_t stream) {
-  return FC_LAUNCH((gemm_kernel<TileType, T, Out>),
-                   product_grid<TileType>(product.rows, product.columns), TileType::kThreads,
-                   TileType::kSharedBytes, stream, GemmCall<T, Out>{product, bias, bias2, c});
+template <bool BAlongK, class T, class Out>
+cudaError_t launch_product(const Product<T>& product, const T* bias, const T* bias2,
+                           const GemmResult<Out>& c, GemmMath math, cudaStream_t stream) {
+  return with_tile<T, true, BAlongK>(product.rows, math, [&](auto* tile) {
+    using TileType = std::remove_pointer_t<decltype(tile)>;
+    return FC_LAUNCH((gemm_kernel<TileType, T, Out>),
+                     product_grid<TileType>(product.rows, product.columns), TileType::kThreads,
+                     TileType::kSharedBytes, stream, GemmCall<T, Out>{product, bias, bias2, c});
+  });
 }
 
 }  // namespace
 
 template <class T, class Out>
 cudaError_t launch_gemm_nt(const Matrix<T>& a, const Matrix<T>& b, const T* bias, const T* bias2,
-                           const GemmResult<Out>& c, cudaStream_t stream) {
-  const Product<T> product = make_product(a, b, a.rows, b.rows, a.columns);
-  if (a.rows <= kFewRows)
-    return launch_with<Tile<T, 16, true, true>>(product, bias, bias2, c, stream);
-  return launch_with<Tile<T, kTallRows<T>, true, true>>(product, bias, bias2, c, stream);
+                           const GemmResult<Out>& c, GemmMath math, cudaStream_t stream) {
+  return launch_product<true>(make_product(a, b, a.rows, b.rows, a.columns), bias, bias2, c, math,
+                              stream);
 }
 
 template <class T>
 cudaError_t launch_gemm_nn(const Matrix<T>& a, const Matrix<T>& b, const GemmResult<T>& c,
-                           cudaStream_t stream) {
-  const Product<T> product = make_product(a, b, a.rows, b.columns, a.columns);
+                           GemmMath math, cudaStream_t stream) {
   const T* none = nullptr;
-  if (a.rows <= kFewRows)
-    return launch_with<Tile<T, 16, true, false>>(product, none, none, c, stream);
-  return launch_with<Tile<T, kTallRows<T>, true, false>>(product, none, none, c, stream);
+  return launch_product<false>(make_product(a, b, a.rows, b.columns, a.columns), none, none, c,
+                               math, stream);
 }
 
 int64_t gemm_tn_splits(int64_t rows, int64_t columns, int64_t depth) {
@@ -145,17 +144,18 @@ int64_t gemm_tn_splits(int64_t rows, int64_t columns, int64_t depth) {
 
 template <class T>
 cudaError_t launch_gemm_tn(const Matrix<T>& a, const Matrix<T>& b, const GemmResult<T>& c,
-                           void* workspace, cudaStream_t stream) {
-  using TileType = Tile<T, kTallRows<T>, false, false>;
+                           void* workspace, GemmMath math, cudaStream_t stream) {
   Product<T> product = make_product(a, b, a.columns, b.columns, a.rows);
   int64_t splits = gemm_tn_splits(product.rows, product.columns, product.depth);
   product.k_split = ceil_div(ceil_div(product.depth, splits), 32) * 32;
   if (product.k_split > 0) splits = ceil_div(product.depth, product.k_split);
   auto* partial = static_cast<Accumulate<T>*>(workspace);
-  const cudaError_t status =
-      FC_LAUNCH((gemm_partial_kernel<TileType, T>),
-                product_grid<TileType>(product.rows, product.columns, splits), TileType::kThreads,
-                TileType::kSharedBytes, stream, product, partial);
+  const cudaError_t status = with_tile<T, false, false>(product.rows, math, [&](auto* tile) {
+    using TileType = std::remove_pointer_t<decltype(tile)>;
+    return FC_LAUNCH((gemm_partial_kernel<TileType, T>),
+                     product_grid<TileType>(product.rows, product.columns, splits),
+                     TileType::kThreads, TileType::kSharedBytes, stream, product, partial);
+  });
   if (status != cudaSuccess) return status;
   return FC_LAUNCH((gemm_reduce_kernel<T>),
                    grid_for(product.rows * product.columns, kReduceThreads), kReduceThreads, 0,
@@ -182,11 +182,11 @@ cudaError_t launch_column_sums(const Matrix<T>& a, int64_t hidden, T* sums, void
 
 #define FASTCONV_GEMM_OF(T)                                                                     \
   template cudaError_t launch_gemm_nt(const Matrix<T>&, const Matrix<T>&, const T*, const T*,   \
-                                      const GemmResult<T>&, cudaStream_t);                      \
+                                      const GemmResult<T>&, GemmMath, cudaStream_t);            \
   template cudaError_t launch_gemm_nn(const Matrix<T>&, const Matrix<T>&, const GemmResult<T>&, \
-                                      cudaStream_t);                                            \
+                                      GemmMath, cudaStream_t);                                  \
   template cudaError_t launch_gemm_tn(const Matrix<T>&, const Matrix<T>&, const GemmResult<T>&, \
-                                      void*, cudaStream_t);                                     \
+                                      void*, GemmMath, cudaStream_t);                           \
   template int64_t column_sums_workspace_bytes<T>(int64_t, int64_t);                            \
   template cudaError_t launch_column_sums(const Matrix<T>&, int64_t, T*, void*, cudaStream_t)
 
@@ -199,8 +199,9 @@ FASTCONV_GEMM_OF(__half);
 // Sums of 16-bit operands as they are.
 template cudaError_t launch_gemm_nt(const Matrix<__nv_bfloat16>&, const Matrix<__nv_bfloat16>&,
                                     const __nv_bfloat16*, const __nv_bfloat16*,
-                                    const GemmResult<float>&, cudaStream_t);
+                                    const GemmResult<float>&, GemmMath, cudaStream_t);
 template cudaError_t launch_gemm_nt(const Matrix<__half>&, const Matrix<__half>&, const __half*,
-                                    const __half*, const GemmResult<float>&, cudaStream_t);
+                                    const __half*, const GemmResult<float>&, GemmMath,
+                                    cudaStream_t);
 
 }  // namespace fastconv::cuda

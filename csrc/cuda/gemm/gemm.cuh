@@ -8,23 +8,39 @@
 
 #include "cuda/common/divmod.h"
 #include "cuda/common/launch.h"
+#include "cuda/gemm/gemm.h"
 #include "cuda/gemm/matrix.cuh"
 #include "cuda/gemm/tile_mma.cuh"
 #include "cuda/gemm/tile_simt.cuh"
 
 namespace fastconv::cuda {
 
-// The tensor cores take the 16-bit types, the ordinary units the others.
-template <class T, int Rows, bool AAlongK, bool BAlongK>
-using Tile = std::conditional_t<sizeof(T) == 2, MmaTile<T, Rows, AAlongK, BAlongK>,
-                                SimtTile<T, Rows, AAlongK, BAlongK>>;
-
-// Rows of the tiles of large products; float64 sums take twice the registers.
-template <class T>
-inline constexpr int kTallRows = sizeof(T) == 8 ? 32 : 64;
-
 // Where rows are few, tiles of 16 spread them over more blocks.
 inline constexpr int64_t kFewRows = 16;
+
+// Calls body(tile), a null pointer to the type of tile that suits so many rows of T: the tensor
+// cores take the 16-bit types and, where float32 may be rounded to tf32, that.
+template <class T, bool AAlongK, bool BAlongK, class Body>
+cudaError_t with_tile(int64_t rows, GemmMath math, Body&& body) {
+  const auto with = [&](auto few, auto tall) {
+    using Few = typename decltype(few)::type;
+    using Tall = typename decltype(tall)::type;
+    return rows <= kFewRows ? body(static_cast<Few*>(nullptr)) : body(static_cast<Tall*>(nullptr));
+  };
+  if constexpr (sizeof(T) == 2) {
+    return with(std::type_identity<MmaTile<MmaUnit16<T>, 16, AAlongK, BAlongK>>{},
+                std::type_identity<MmaTile<MmaUnit16<T>, 64, AAlongK, BAlongK>>{});
+  } else {
+    if constexpr (sizeof(T) == 4)
+      if (math == GemmMath::kTf32)
+        return with(std::type_identity<MmaTile<MmaUnitTf32, 16, AAlongK, BAlongK>>{},
+                    std::type_identity<MmaTile<MmaUnitTf32, 64, AAlongK, BAlongK>>{});
+    // float64 sums take twice the registers.
+    constexpr int kTall = sizeof(T) == 8 ? 32 : 64;
+    return with(std::type_identity<SimtTile<T, 16, AAlongK, BAlongK>>{},
+                std::type_identity<SimtTile<T, kTall, AAlongK, BAlongK>>{});
+  }
+}
 
 // A product of up to two parts, [A | A2] [B | B2]^T: `rows` x `columns`, tiles in blockIdx.x, runs
 // of k in blockIdx.y.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Matrix products whose sums are only stored. Row-major matrices, float32 sums (float64 for
-// float64); 16-bit types run on the tensor cores and need compute capability 8.0. One order of
-// summation for given sizes: bitwise the same on every GPU and in every run.
+// float64); 16-bit types, and float32 where GemmMath says so, run on the tensor cores and need
+// compute capability 8.0. One order of summation for given sizes: bitwise the same on every GPU and
+// in every run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,6 +13,9 @@
 #include "cuda/gemm/matrix.cuh"
 
 namespace fastconv::cuda {
+
+// What float32 products may do: every term exact, or operands rounded to tf32.
+enum class GemmMath { kExact, kTf32 };
 
 // Where a product goes: row m to data + gate_row(m, hidden) * pitch.
 template <class Out>
@@ -27,18 +31,18 @@ struct GemmResult {
 // order gate_row(n, b.hidden), as the rows of B do. Out is T or Accumulate<T>.
 template <class T, class Out>
 cudaError_t launch_gemm_nt(const Matrix<T>& a, const Matrix<T>& b, const T* bias, const T* bias2,
-                           const GemmResult<Out>& c, cudaStream_t stream);
+                           const GemmResult<Out>& c, GemmMath math, cudaStream_t stream);
 
 // C[m][n] = sum_k A[m][k] B[k][n]
 template <class T>
 cudaError_t launch_gemm_nn(const Matrix<T>& a, const Matrix<T>& b, const GemmResult<T>& c,
-                           cudaStream_t stream);
+                           GemmMath math, cudaStream_t stream);
 
 // C[m][n] = sum_k A[k][m] B[k][n], for a long sum over few results: blocks add runs of k into the
 // workspace, a second kernel adds the runs in order.
 template <class T>
 cudaError_t launch_gemm_tn(const Matrix<T>& a, const Matrix<T>& b, const GemmResult<T>& c,
-                           void* workspace, cudaStream_t stream);
+                           void* workspace, GemmMath math, cudaStream_t stream);
 
 // Runs of k that launch_gemm_tn cuts the sum into, and the workspace that it needs for them.
 int64_t gemm_tn_splits(int64_t rows, int64_t columns, int64_t depth);

@@ -7,7 +7,8 @@
 //   kPersistent  one kernel for all steps: a block keeps W_hh on chip and a few sequences to itself
 //
 // Either way the products over all steps stand outside: x W_ih^T before the first step, and in the
-// backward pass the gradients of inputs, weights and biases after the last.
+// backward pass the gradients of inputs, weights and biases after the last. float32 sums run over
+// exact terms, unless allow_tf32 (compute capability 8.0) lets tensor cores round operands to tf32.
 //
 // All matrices are row-major and contiguous; only `gates` must be aligned to 16 bytes. `gates` and
 // `cells`, which the forward pass leaves to the backward pass, keep the four gates of a unit
@@ -37,6 +38,7 @@ template <class T>
 struct LstmForward {
   LstmShape shape;
   LstmPath path;
+  bool allow_tf32;     // float32 products outside the persistent kernel may round operands to tf32
   const T* input;      // [N, I]
   const T* h_0;        // [B, P], or nullptr for zeros
   const T* c_0;        // [B, H], or nullptr for zeros
@@ -58,6 +60,7 @@ template <class T>
 struct LstmBackward {
   LstmShape shape;
   LstmPath path;
+  bool allow_tf32;  // float32 products outside the persistent kernel may round operands to tf32
   const T* input;
   const T* h_0;
   const T* c_0;

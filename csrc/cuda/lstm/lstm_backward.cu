@@ -198,13 +198,6 @@ Memory<T> lay_out(const LstmBackward<T>& call) {
   return memory;
 }
 
-// Calls with the tile that suits so many rows.
-template <class T, class Body>
-cudaError_t with_tile(int64_t rows, Body&& body) {
-  if (rows <= kFewRows) return body(static_cast<Tile<T, 16, true, false>*>(nullptr));
-  return body(static_cast<Tile<T, kTallRows<T>, true, false>*>(nullptr));
-}
-
 template <class T>
 class StepsBackward {
  public:
@@ -228,7 +221,8 @@ class StepsBackward {
     if (status != cudaSuccess) return status;
     const int64_t first = s_.nth_step(0);
     return launch_gemm_nn(gate_gradients(first), weight_hh(),
-                          GemmResult<T>{call_.grad_h_0, s_.output, 0, nullptr, 0}, stream_);
+                          GemmResult<T>{call_.grad_h_0, s_.output, 0, nullptr, 0},
+                          gemm_math(call_.allow_tf32), stream_);
   }
 
  private:
@@ -270,12 +264,13 @@ class StepsBackward {
                                  call_.grad_h_n,
                                  memory_.grad_h + s_.first_row(t) * s_.output,
                                  call_.grad_h_0};
-    return with_tile<T>(step.product.rows, [&](auto* tile) {
-      using TileType = std::remove_pointer_t<decltype(tile)>;
-      return FC_LAUNCH((lstm_grad_output_kernel<TileType, T>),
-                       product_grid<TileType>(step.product.rows, step.product.columns),
-                       TileType::kThreads, TileType::kSharedBytes, stream_, step);
-    });
+    return with_tile<T, true, false>(
+        step.product.rows, gemm_math(call_.allow_tf32), [&](auto* tile) {
+          using TileType = std::remove_pointer_t<decltype(tile)>;
+          return FC_LAUNCH((lstm_grad_output_kernel<TileType, T>),
+                           product_grid<TileType>(step.product.rows, step.product.columns),
+                           TileType::kThreads, TileType::kSharedBytes, stream_, step);
+        });
   }
 
   cudaError_t grad_gates(int64_t n) const {
@@ -304,12 +299,13 @@ class StepsBackward {
     step.grad_gates = memory_.grad_gates + first * s_.gates();
     step.grad_h_0 = call_.grad_h_0;
     step.grad_c_0 = kKeepsSums<T> ? nullptr : call_.grad_c_0;
-    return with_tile<T>(step.product.rows, [&](auto* tile) {
-      using TileType = std::remove_pointer_t<decltype(tile)>;
-      return FC_LAUNCH((lstm_grad_step_kernel<TileType, T>),
-                       product_grid<TileType>(step.product.rows, step.product.columns),
-                       TileType::kThreads, TileType::kSharedBytes, stream_, step);
-    });
+    return with_tile<T, true, false>(
+        step.product.rows, gemm_math(call_.allow_tf32), [&](auto* tile) {
+          using TileType = std::remove_pointer_t<decltype(tile)>;
+          return FC_LAUNCH((lstm_grad_step_kernel<TileType, T>),
+                           product_grid<TileType>(step.product.rows, step.product.columns),
+                           TileType::kThreads, TileType::kSharedBytes, stream_, step);
+        });
   }
 
   const LstmBackward<T>& call_;
@@ -335,13 +331,14 @@ cudaError_t run_persistent(const LstmBackward<T>& call, const Memory<T>& memory,
 
 // grad_weight = sum over rows of dz x inputs, in the order of weights.
 template <class T>
-cudaError_t weight_gradient(const LstmShape& s, const Memory<T>& memory, const T* inputs,
+cudaError_t weight_gradient(const LstmBackward<T>& call, const Memory<T>& memory, const T* inputs,
                             int64_t width, T* grad_weight, cudaStream_t stream) {
   if (grad_weight == nullptr) return cudaSuccess;
+  const LstmShape& s = call.shape;
   return launch_gemm_tn(make_matrix<T>(memory.grad_gates, s.rows(), s.gates(), s.gates()),
                         make_matrix(inputs, s.rows(), width, width),
                         GemmResult<T>{grad_weight, width, s.hidden, nullptr, 0}, memory.runs,
-                        stream);
+                        gemm_math(call.allow_tf32), stream);
 }
 
 template <class T>
@@ -357,7 +354,7 @@ cudaError_t projection_gradient(const LstmBackward<T>& call, const Memory<T>& me
   return launch_gemm_tn(make_matrix<T>(memory.grad_h, s.rows(), s.output, s.output),
                         make_matrix<T>(memory.m, s.rows(), s.hidden, s.hidden),
                         GemmResult<T>{call.grad_weight_hr, s.hidden, 0, nullptr, 0}, memory.runs,
-                        stream);
+                        gemm_math(call.allow_tf32), stream);
 }
 
 template <class T>
@@ -371,7 +368,7 @@ cudaError_t recurrent_gradient(const LstmBackward<T>& call, const Memory<T>& mem
       FC_LAUNCH((lstm_states_before_kernel<T>), grid_for(s.rows() * s.output, kThreads), kThreads,
                 0, stream, states);
   if (status != cudaSuccess) return status;
-  return weight_gradient<T>(s, memory, memory.h_before, s.output, call.grad_weight_hh, stream);
+  return weight_gradient<T>(call, memory, memory.h_before, s.output, call.grad_weight_hh, stream);
 }
 
 }  // namespace
@@ -396,9 +393,10 @@ cudaError_t launch_lstm_backward(const LstmBackward<T>& call, cudaStream_t strea
   if (status == cudaSuccess && call.grad_input != nullptr)
     status = launch_gemm_nn(make_matrix<T>(memory.grad_gates, s.rows(), s.gates(), s.gates()),
                             make_matrix(call.weight_ih, s.gates(), s.input, s.input, s.hidden),
-                            GemmResult<T>{call.grad_input, s.input, 0, nullptr, 0}, stream);
+                            GemmResult<T>{call.grad_input, s.input, 0, nullptr, 0},
+                            gemm_math(call.allow_tf32), stream);
   if (status == cudaSuccess)
-    status = weight_gradient(s, memory, call.input, s.input, call.grad_weight_ih, stream);
+    status = weight_gradient(call, memory, call.input, s.input, call.grad_weight_ih, stream);
   if (status == cudaSuccess) status = recurrent_gradient(call, memory, stream);
   if (status == cudaSuccess) status = projection_gradient(call, memory, stream);
   if (status == cudaSuccess && call.grad_bias != nullptr)

@@ -120,16 +120,13 @@ cudaError_t run_persistent(const LstmForward<T>& call, const Memory<T>& memory,
 }
 
 template <class T>
-cudaError_t launch_step(const LstmStep<T>& step, cudaStream_t stream) {
+cudaError_t launch_step(const LstmStep<T>& step, GemmMath math, cudaStream_t stream) {
   const Product<T>& p = step.product;
-  if (p.rows <= kFewRows) {
-    using Few = Tile<T, 16, true, true>;
-    return FC_LAUNCH((lstm_step_kernel<Few, T>), product_grid<Few>(p.rows, p.columns),
-                     Few::kThreads, Few::kSharedBytes, stream, step);
-  }
-  using Tall = Tile<T, kTallRows<T>, true, true>;
-  return FC_LAUNCH((lstm_step_kernel<Tall, T>), product_grid<Tall>(p.rows, p.columns),
-                   Tall::kThreads, Tall::kSharedBytes, stream, step);
+  return with_tile<T, true, true>(p.rows, math, [&](auto* tile) {
+    using TileType = std::remove_pointer_t<decltype(tile)>;
+    return FC_LAUNCH((lstm_step_kernel<TileType, T>), product_grid<TileType>(p.rows, p.columns),
+                     TileType::kThreads, TileType::kSharedBytes, stream, step);
+  });
 }
 
 template <class T>
@@ -168,13 +165,13 @@ cudaError_t run_step(const LstmForward<T>& call, const Memory<T>& memory, int64_
   step.c_n = kKeepsSums<T> ? nullptr : call.c_n;
   step.gates = call.gates == nullptr ? nullptr : call.gates + first * s.gates();
   step.cells = call.gates == nullptr ? nullptr : call.cells + first * s.hidden;
-  const cudaError_t status = launch_step(step, stream);
+  const cudaError_t status = launch_step(step, gemm_math(call.allow_tf32), stream);
   if (status != cudaSuccess || !s.projected) return status;
   const T* none = nullptr;
   return launch_gemm_nt(make_matrix<T>(memory.m, rows, s.hidden, s.hidden),
                         make_matrix(call.weight_hr, s.output, s.hidden, s.hidden), none, none,
                         GemmResult<T>{call.output + first * s.output, s.output, 0, call.h_n, kept},
-                        stream);
+                        gemm_math(call.allow_tf32), stream);
 }
 
 }  // namespace
@@ -192,10 +189,11 @@ cudaError_t launch_lstm_forward(const LstmForward<T>& call, cudaStream_t stream)
   const Memory<T> memory = lay_out(call);
   cudaError_t status = cudaSuccess;
   if (memory.pre != nullptr)
-    status = launch_gemm_nt(
-        make_matrix(call.input, s.rows(), s.input, s.input),
-        make_matrix(call.weight_ih, s.gates(), s.input, s.input, s.hidden), call.bias_ih,
-        call.bias_hh, GemmResult<Accumulate<T>>{memory.pre, s.gates(), 0, nullptr, 0}, stream);
+    status = launch_gemm_nt(make_matrix(call.input, s.rows(), s.input, s.input),
+                            make_matrix(call.weight_ih, s.gates(), s.input, s.input, s.hidden),
+                            call.bias_ih, call.bias_hh,
+                            GemmResult<Accumulate<T>>{memory.pre, s.gates(), 0, nullptr, 0},
+                            gemm_math(call.allow_tf32), stream);
   if (status != cudaSuccess) return status;
   if (call.path == LstmPath::kPersistent) return run_persistent(call, memory, stream);
   const int64_t longest = s.active(0);

@@ -8,6 +8,7 @@
 #include "common/shapes.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/types.cuh"
+#include "cuda/gemm/gemm.h"
 #include "cuda/lstm/lstm.h"
 
 namespace fastconv::cuda {
@@ -31,6 +32,10 @@ class Workspace {
   unsigned char* base_;
   int64_t used_ = 0;
 };
+
+inline GemmMath gemm_math(bool allow_tf32) {
+  return allow_tf32 ? GemmMath::kTf32 : GemmMath::kExact;
+}
 
 // Whether sums of T need no memory of another type.
 template <class T>

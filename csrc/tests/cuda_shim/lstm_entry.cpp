@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The LSTM for python_tests/lstm_shim.py. Numbers in front: dtype (0 float32, 1 float64, 2
-// bfloat16, 3 float16), path (0 steps, 1 persistent), then the shape; then pointers in the order of
-// the structs of cuda/lstm/lstm.h.
+// bfloat16, 3 float16), path (0 steps, 1 persistent; plus 2 to allow tf32), then the shape; then
+// pointers in the order of the structs of cuda/lstm/lstm.h.
 #include "cuda/gemm/gemm.h"
 #include "cuda/lstm/lstm.h"
 #include "tests/cuda_shim/entry.h"
@@ -51,14 +51,15 @@ struct ForwardPointers {
 
 template <class T>
 LstmForward<T> forward_of(const LstmShape& shape, int64_t path, const ForwardPointers& p) {
-  return {shape,           static_cast<LstmPath>(path),
-          in<T>(p.x),      in<T>(p.h_0),
-          in<T>(p.c_0),    in<T>(p.w_ih),
-          in<T>(p.w_hh),   in<T>(p.b_ih),
-          in<T>(p.b_hh),   in<T>(p.w_hr),
-          out<T>(p.y),     out<T>(p.h_n),
-          out<T>(p.c_n),   out<T>(p.gates),
-          out<T>(p.cells), p.workspace};
+  return {shape,           static_cast<LstmPath>(path % 2),
+          path >= 2,       in<T>(p.x),
+          in<T>(p.h_0),    in<T>(p.c_0),
+          in<T>(p.w_ih),   in<T>(p.w_hh),
+          in<T>(p.b_ih),   in<T>(p.b_hh),
+          in<T>(p.w_hr),   out<T>(p.y),
+          out<T>(p.h_n),   out<T>(p.c_n),
+          out<T>(p.gates), out<T>(p.cells),
+          p.workspace};
 }
 
 struct BackwardPointers {
@@ -69,7 +70,8 @@ struct BackwardPointers {
 template <class T>
 LstmBackward<T> backward_of(const LstmShape& shape, int64_t path, const BackwardPointers& p) {
   return {shape,
-          static_cast<LstmPath>(path),
+          static_cast<LstmPath>(path % 2),
+          path >= 2,
           in<T>(p.x),
           in<T>(p.h_0),
           in<T>(p.c_0),
