@@ -8,9 +8,9 @@
 
 #include "check.h"
 #include "cpu/lstm/lstm_reference.h"
-#include "cuda/gemm/gemm.h"
+#include "cuda/gemm/gemm.cuh"
 #include "cuda/lstm/lstm.h"
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/lstm/lstm_plan.cuh"
 #include "lstm_problem.h"
 #include "tests/cuda_shim/emulator.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/gemm/gemm.h"
-
 #include "cuda/gemm/gemm.cuh"
+
+#include "cuda/gemm/product.cuh"
 
 namespace fastconv::cuda {
 namespace {

@@ -9,8 +9,8 @@
 // dz W_ih, and the weight gradients as sums over all rows, cut into runs of rows that are added in
 // order.
 #include "cuda/gemm/gemm.cuh"
-#include "cuda/gemm/gemm.h"
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/gemm/product.cuh"
+#include "cuda/lstm/lstm_plan.cuh"
 #include "cuda/lstm/lstm_units.cuh"
 
 namespace fastconv::cuda {

@@ -8,8 +8,8 @@
 // and with a projection one more product, h = m W_hr^T. Where pre-activations and gates are of one
 // type they share the memory: a thread replaces what it has read.
 #include "cuda/gemm/gemm.cuh"
-#include "cuda/gemm/gemm.h"
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/gemm/product.cuh"
+#include "cuda/lstm/lstm_plan.cuh"
 #include "cuda/lstm/lstm_units.cuh"
 
 namespace fastconv::cuda {

@@ -13,7 +13,7 @@
 // Either way a thread multiplies 4 results x 4 sequences by pieces of four terms, and the partial
 // sums meet in shuffles that leave thread 4 u + r with unit u of sequence r, in an order that does
 // not depend on anything.
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/lstm/lstm_plan.cuh"
 #include "cuda/lstm/lstm_units.cuh"
 
 namespace fastconv::cuda {

@@ -13,7 +13,7 @@
 // ldmatrix.
 #include "cuda/common/ptx.cuh"
 #include "cuda/gemm/tile_mma.cuh"
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/lstm/lstm_plan.cuh"
 #include "cuda/lstm/lstm_units.cuh"
 
 namespace fastconv::cuda {

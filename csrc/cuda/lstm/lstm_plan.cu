@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Host decisions of the LSTM.
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/lstm/lstm_plan.cuh"
 
 namespace fastconv::cuda {
 

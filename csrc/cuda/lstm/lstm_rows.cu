@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Moves between the forms of a batch of sequences, and numbers of the host on their way to the GPU.
 #include "cuda/common/divmod.h"
-#include "cuda/lstm/lstm_plan.h"
+#include "cuda/lstm/lstm_plan.cuh"
 
 namespace fastconv::cuda {
 namespace {

@@ -2,7 +2,6 @@
 // The LSTM for python_tests/lstm_shim.py. Numbers in front: dtype (0 float32, 1 float64, 2
 // bfloat16, 3 float16), path (0 steps, 1 persistent; plus 2 to allow tf32), then the shape; then
 // pointers in the order of the structs of cuda/lstm/lstm.h.
-#include "cuda/gemm/gemm.h"
 #include "cuda/lstm/lstm.h"
 #include "tests/cuda_shim/entry.h"
 

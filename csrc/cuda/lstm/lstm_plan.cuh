@@ -8,7 +8,7 @@
 #include "common/shapes.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/types.cuh"
-#include "cuda/gemm/gemm.h"
+#include "cuda/gemm/gemm.cuh"
 #include "cuda/lstm/lstm.h"
 
 namespace fastconv::cuda {
