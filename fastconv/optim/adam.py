@@ -18,9 +18,9 @@ class Adam(OneCallStep):
     ``weight_decay * p``, or, with ``decoupled_weight_decay``, ``p`` multiplied by
     ``1 - lr * weight_decay`` first.
 
-    Parameters of any shape and layout without gaps on the CPU, and on a GPU where fastconv was built
-    with its CUDA kernels, float32, float64, bfloat16 and complex, mixed at will, run on fastconv's
-    kernels; all others (float16, tensor subclasses, parameters with gaps,
+    Parameters of any shape and layout without gaps on the CPU, and on a GPU where fastconv was
+    built with its CUDA kernels, float32, float64, bfloat16 and complex, mixed at will, run on
+    fastconv's kernels; all others (float16, tensor subclasses, parameters with gaps,
     ``differentiable=True``) are stepped by torch's own code. The averages have the parameter's
     dtype, but float32 for bfloat16 parameters, where torch's bfloat16 ones stop moving. On the CPU
     subnormal numbers count as zero within a step. On a GPU ``step`` is a float32 tensor there, as

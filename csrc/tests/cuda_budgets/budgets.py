@@ -55,6 +55,9 @@ REQUIRED = [
     ),
     (re.compile(r"conv2d_grad_weight_gemm_kernel"), [TENSOR_CORE, COPY_128]),
     (re.compile(r"conv2d_grad_weight_gemm_kernel<HalfMath"), [FROM_SHARED_MATRIX]),
+    # Vectors of channels; of one channel there are none.
+    (re.compile(r"pool2d_backward_kernel<(?!1,)"), [LOAD_128, STORE_128]),
+    (re.compile(r"pool2d_backward_(rows|windows)_kernel"), [STORE_128]),
 ]
 
 
