@@ -31,11 +31,17 @@ SMALL = [
     PoolCase("rows", (2, 3, 7, 16), (2, 2)),
     PoolCase("windows", (2, 8, 5, 7), (2, 2), ceil_mode=True),
     PoolCase("padded_windows", (1, 16, 7, 6), (2, 2), (3, 3), (1, 1)),
+    PoolCase("windows_and_rest", (1, 8, 5, 7), (2, 2)),
+    PoolCase("apart_in_rows_only", (1, 8, 6, 7), (2, 3), (2, 2), (0, 1)),
     PoolCase("overlapping", (2, 8, 6, 5), (3, 3), (2, 2), (1, 1)),
     PoolCase("dilated", (1, 3, 9, 8), (2, 3), (1, 2), (1, 1), (3, 2)),
     PoolCase("wide_offsets", (1, 8, 18, 17), (17, 17), (1, 1)),
     PoolCase("64_bit_indices", (2, 8, 5, 7), (3, 2), (2**30, 2), (1, 1)),
 ]
+
+
+def small(name: str) -> PoolCase:
+    return next(case for case in SMALL if case.name == name)
 
 
 def ids(cases: list[PoolCase]) -> list[str]:
@@ -237,11 +243,13 @@ def kernels_of(shim: CudaShim, pool: Pool) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "channels_last", "expected"),
     [
-        (SMALL[0], False, ["rows"]),
-        (SMALL[0], True, []),  # three channels are no vector
-        (SMALL[1], True, ["windows"]),
-        (SMALL[2], True, ["windows"]),
-        (SMALL[3], True, []),
+        (small("rows"), False, ["rows"]),
+        (small("rows"), True, []),  # three channels are no vector
+        (small("windows"), True, ["windows"]),
+        (small("padded_windows"), True, ["windows"]),
+        (small("windows_and_rest"), True, ["windows"]),
+        (small("apart_in_rows_only"), True, []),
+        (small("overlapping"), True, []),
     ],
 )
 def test_which_kernels_run(
@@ -251,7 +259,7 @@ def test_which_kernels_run(
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
-@pytest.mark.parametrize("case", SMALL[:4], ids=ids(SMALL[:4]))
+@pytest.mark.parametrize("case", SMALL[:6], ids=ids(SMALL[:6]))
 def test_pointers_at_odd_elements(shim: CudaShim, case: PoolCase, dtype: torch.dtype) -> None:
     """Tensors that start anywhere take the kernels of one value per thread."""
     for channels_last in LAYOUTS:
@@ -270,7 +278,7 @@ def test_wide_accesses_are_used(shim: CudaShim) -> None:
 
 
 def test_no_offsets_on_request(shim: CudaShim) -> None:
-    pool = Pool(shim, SMALL[3], True, torch.float32)
+    pool = Pool(shim, small("overlapping"), True, torch.float32)
     x = torch.randn(pool.in_sizes)
     with shim.memory() as memory:
         given = pool.place(memory, pool.in_sizes, torch.float32, "input").copy_(x)
@@ -291,7 +299,7 @@ def test_empty_batch_launches_nothing(shim: CudaShim) -> None:
 
 
 def test_a_wrong_winner_is_noticed(shim: CudaShim) -> None:
-    pool = Pool(shim, SMALL[3], True, torch.float32)
+    pool = Pool(shim, small("overlapping"), True, torch.float32)
     x = torch.randn(pool.in_sizes)
     _, offsets = pool.max_forward(x)
     grad = torch.ones(pool.out_sizes)
@@ -302,7 +310,7 @@ def test_a_wrong_winner_is_noticed(shim: CudaShim) -> None:
 
 
 def test_an_input_too_small_is_an_invalid_access(shim: CudaShim) -> None:
-    pool = Pool(shim, SMALL[3], False, torch.float32)
+    pool = Pool(shim, small("overlapping"), False, torch.float32)
     with shim.memory() as memory:
         short = memory.empty((2, 8, 6, 4), torch.float32, "short input")
         made = memory.empty(pool.out_sizes, torch.float32, "output")

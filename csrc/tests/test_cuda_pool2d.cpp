@@ -63,6 +63,9 @@ void test_choice() {
   CHECK(backward(square(2, 8, 14, 14, 3, 2, 1), true) == Pool2dAlgorithm::kVectors);
   CHECK(backward(square(2, 8, 14, 14, 7, 7, 0), true) == Pool2dAlgorithm::kVectors);
   CHECK(backward(square(2, 8, 14, 14, 2, 2, 0, 2), true) == Pool2dAlgorithm::kVectors);
+  Pool2dShape apart_in_rows = square(2, 8, 14, 14, 2, 2, 0);
+  apart_in_rows.kernel_width = 3;
+  CHECK(backward(apart_in_rows, true) == Pool2dAlgorithm::kVectors);
   // 2^31 elements and strides near 2^31 need 64-bit indices.
   CHECK(forward(square(1 << 15, 1 << 4, 64, 64, 2, 2, 0), true, Pool2dElement::kFloat32) ==
         Pool2dAlgorithm::kHuge);
