@@ -84,6 +84,10 @@ EXPLAINED = {
     ("barrier removed", "__syncthreads();  // the caller may come again"): "the ticket that every "
     "caller passes in between has barriers of its own",
     (
+        "index one too far",
+        "if (step.tensors[i].group >= groups) groups = step.tensors[i].group + 1;",
+    ): "the larger table is taken one group early, with the same results",
+    (
         "comparison lets one more pass",
         "return rounded < kLeast ? kLeast : rounded > kMost ? kMost : rounded;",
     ): "both sides of the choice are equal there",
