@@ -6,9 +6,9 @@
 // A block of 128 threads, 16 across the columns and 8 down the rows; a thread keeps Rows / 8 x 4
 // sums, whose four columns are neighbours: with gates of a unit side by side they are one unit. The
 // operands pass through shared memory, k-major, 16 deep and double buffered: one barrier per 16
-// terms. Sums run over 16 terms and are then added to the total: one addition in 17 for a third of
-// the error of sums over a hundred rows (common/summation.h). Either operand may be stored along k
-// ([m][k]) or across it ([k][m]).
+// terms. float32 sums run over 16 terms and are then added to the total: one addition in 17 for a
+// third of the error of sums over a hundred rows (common/summation.h). Either operand may be stored
+// along k ([m][k]) or across it ([k][m]).
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,7 @@ class SimtTile {
       const bool more = k + kDepth < k_end;
       if (more) fetch(a, b, k + kDepth);
       multiply(buffer);
-      fold();
+      if constexpr (kFolds) fold();
       if (more) store(buffer ^ 1);
       __syncthreads();
       buffer ^= 1;
@@ -59,8 +59,13 @@ class SimtTile {
   template <class Body>
   __device__ void finish(Body&& body) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i)
-      body(m0_ + first_row() + i, n0_ + first_column(), total_[i]);
+    for (int i = 0; i < kPerThread; ++i) {
+      const int64_t row = m0_ + first_row() + i, column = n0_ + first_column();
+      if constexpr (kFolds)
+        body(row, column, total_[i]);
+      else
+        body(row, column, sums_[i]);
+    }
   }
 
  private:
@@ -68,6 +73,8 @@ class SimtTile {
   static constexpr int kAPitch = Rows + 4;
   static constexpr int kBPitch = kColumns + 4;
   static constexpr int kVector = kPer128<T>;
+  // float64 has digits to spare, and its sums take the registers.
+  static constexpr bool kFolds = sizeof(Sum) == 4;
   static_assert(Rows % 8 == 0 && kDepth % kVector == 0 && kColumns % kVector == 0);
 
   // The pieces of 16 bytes of an operand that one thread moves.

@@ -58,6 +58,12 @@ REQUIRED = [
     # Vectors of channels; of one channel there are none.
     (re.compile(r"pool2d_backward_kernel<(?!1,)"), [LOAD_128, STORE_128]),
     (re.compile(r"pool2d_backward_(rows|windows)_kernel"), [STORE_128]),
+    (re.compile(r"MmaTile<MmaUnit16"), [TENSOR_CORE, FROM_SHARED_MATRIX, LOAD_128]),
+    (re.compile(r"MmaTile<MmaUnitTf32"), [TENSOR_CORE, LOAD_128]),
+    (re.compile(r"SimtTile"), [LOAD_128]),
+    (re.compile(r"lstm_persistent_\w+_kernel<__"), [TENSOR_CORE, FROM_SHARED_MATRIX]),
+    (re.compile(r"lstm_persistent_forward_kernel<\d"), [LOAD_128, STORE_128]),
+    (re.compile(r"lstm_persistent_backward_kernel<\d"), [LOAD_128, STORE_128]),
 ]
 
 
