@@ -487,8 +487,8 @@ BAD_CALLS = {
         ValueError,
         "divisor_override other than zero",
     ),
-    "dtype": (lambda: fastF.max_pool2d(IMAGE.int(), 2), RuntimeError, "float32, float64"),
-    "avg dtype": (lambda: fastF.avg_pool2d(IMAGE.bool(), 2), RuntimeError, "float32, float64"),
+    "dtype": (lambda: fastF.max_pool2d(IMAGE.bool(), 2), RuntimeError, "floating point numbers"),
+    "avg dtype": (lambda: fastF.avg_pool2d(IMAGE.bool(), 2), RuntimeError, "or integers, got Bool"),
     "offsets": (
         lambda: OPS._max_pool2d_backward(
             torch.zeros(1, 2, 3, 3),
