@@ -23,7 +23,7 @@ PoolOptions window_of(const AvgPoolOptions& o) {
   return {o.kernel_size, o.stride, o.padding, kNoDilation, o.ceil_mode};
 }
 
-cuda::Pool2dElement element_of(at::ScalarType dtype) {
+cuda::Pool2dElement element_of(const char* op, at::ScalarType dtype) {
   switch (dtype) {
     case at::kDouble:
       return cuda::Pool2dElement::kFloat64;
@@ -31,13 +31,17 @@ cuda::Pool2dElement element_of(at::ScalarType dtype) {
       return cuda::Pool2dElement::kBFloat16;
     case at::kHalf:
       return cuda::Pool2dElement::kFloat16;
-    default:  // check_pool2d_dtype lets only these four through
+    case at::kFloat:
       return cuda::Pool2dElement::kFloat32;
+    default:
+      TORCH_CHECK(false, op, ": expected a float32, float64, bfloat16 or float16 CUDA tensor, got ",
+                  dtype);
   }
 }
 
-cuda::Pool2dCall call_of(const Pool2dShape& shape, bool channels_last, const Tensor& values) {
-  return {shape, channels_last, element_of(values.scalar_type())};
+cuda::Pool2dCall call_of(const char* op, const Pool2dShape& shape, bool channels_last,
+                         const Tensor& values) {
+  return {shape, channels_last, element_of(op, values.scalar_type())};
 }
 
 at::MemoryFormat format_of(bool channels_last) {
@@ -76,7 +80,7 @@ void run_max_forward(const CudaCall& cuda_call, const Pool2dShape& shape, bool c
   if (output.numel() == 0) return;
   const Tensor x = dense(input, channels_last);
   cuda_call.check(cuda::launch_max_pool2d_forward(
-      {call_of(shape, channels_last, x), x.const_data_ptr(), output.mutable_data_ptr(),
+      {call_of(kMax, shape, channels_last, x), x.const_data_ptr(), output.mutable_data_ptr(),
        offsets.defined() ? offsets.mutable_data_ptr() : nullptr},
       cuda_call.stream()));
 }
@@ -149,10 +153,10 @@ Tensor max_pool2d_backward_cuda(const Tensor& grad_output, const Tensor& offsets
       empty_output(input_size, grad_output.options(), format_of(channels_last));
   const Tensor go = dense(grad_output, channels_last);
   const Tensor taps = dense(offsets, channels_last);
-  cuda_call.check(
-      cuda::launch_max_pool2d_backward({call_of(shape, channels_last, go), go.const_data_ptr(),
-                                        taps.const_data_ptr(), grad_input.mutable_data_ptr()},
-                                       cuda_call.stream()));
+  cuda_call.check(cuda::launch_max_pool2d_backward(
+      {call_of(kMax, shape, channels_last, go), go.const_data_ptr(), taps.const_data_ptr(),
+       grad_input.mutable_data_ptr()},
+      cuda_call.stream()));
   return grad_input;
 }
 
@@ -169,7 +173,7 @@ Tensor max_pool2d_gather_cuda(const Tensor& source, const Tensor& offsets,
   const Tensor taps = dense(offsets, channels_last);
   const Tensor output = new_output(shape, source.dim(), source.options(), channels_last);
   cuda_call.check(
-      cuda::launch_max_pool2d_gather({call_of(shape, channels_last, x), x.const_data_ptr(),
+      cuda::launch_max_pool2d_gather({call_of(kMax, shape, channels_last, x), x.const_data_ptr(),
                                       taps.const_data_ptr(), output.mutable_data_ptr()},
                                      cuda_call.stream()));
   return output;
@@ -188,7 +192,7 @@ Tensor avg_pool2d_cuda(const Tensor& input, at::IntArrayRef kernel_size, at::Int
   const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
   const Tensor x = dense(input, channels_last);
   cuda_call.check(
-      cuda::launch_avg_pool2d_forward({call_of(shape, channels_last, x),
+      cuda::launch_avg_pool2d_forward({call_of(kAvg, shape, channels_last, x),
                                        {count_include_pad, divisor_override.value_or(0)},
                                        x.const_data_ptr(),
                                        output.mutable_data_ptr()},
@@ -212,7 +216,7 @@ Tensor avg_pool2d_backward_cuda(const Tensor& grad_output, at::IntArrayRef input
       empty_output(input_size, grad_output.options(), format_of(channels_last));
   const Tensor go = dense(grad_output, channels_last);
   cuda_call.check(
-      cuda::launch_avg_pool2d_backward({call_of(shape, channels_last, go),
+      cuda::launch_avg_pool2d_backward({call_of(kAvg, shape, channels_last, go),
                                         {count_include_pad, divisor_override.value_or(0)},
                                         go.const_data_ptr(),
                                         grad_input.mutable_data_ptr()},
