@@ -3,13 +3,16 @@
 
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <limits>
 
+#include "bindings/outputs.h"
 #include "common/checked.h"
 
 namespace fastconv::bindings {
 namespace {
 
+constexpr int64_t kNoDilation[] = {1, 1};
 constexpr int64_t kMaxOption = std::numeric_limits<int32_t>::max();  // torch's own limit
 
 void check_pair(const char* op, const char* name, at::IntArrayRef pair, int64_t least) {
@@ -34,6 +37,10 @@ int64_t output_size(const char* op, const char* name, int64_t size, int64_t kern
   TORCH_CHECK_VALUE(outputs >= 1, op, ": expected a window no larger than the padded input, got ",
                     name, " ", padded, " (padding included) and window extent ", extent);
   return outputs;
+}
+
+std::array<int64_t, 4> output_sizes(const Pool2dShape& s) {
+  return {s.batch, s.channels, s.out_height, s.out_width};
 }
 
 }  // namespace
@@ -101,6 +108,27 @@ void check_pool2d_tensor(const char* op, const char* name, const Tensor& tensor,
   TORCH_CHECK_VALUE(tensor.sizes() == expected && tensor.scalar_type() == dtype, op, ": expected ",
                     name, " of shape ", expected, " and ", dtype, ", got ", tensor.sizes(), " and ",
                     tensor.scalar_type());
+}
+
+PoolOptions window_of(const AvgPoolOptions& o) {
+  return {o.kernel_size, o.stride, o.padding, kNoDilation, o.ceil_mode};
+}
+
+at::MemoryFormat pool2d_format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Tensor new_pool2d_output(const Pool2dShape& shape, int64_t rank, const at::TensorOptions& options,
+                         bool channels_last) {
+  const auto sizes = output_sizes(shape);
+  return empty_output(at::IntArrayRef(sizes).slice(4 - rank), options,
+                      pool2d_format(channels_last));
+}
+
+void check_pool2d_output(const char* op, const char* name, const Tensor& tensor,
+                         const Pool2dShape& shape, size_t rank, at::ScalarType dtype) {
+  const auto sizes = output_sizes(shape);
+  check_pool2d_tensor(op, name, tensor, at::IntArrayRef(sizes).slice(4 - rank), dtype);
 }
 
 bool pools_channels_last(const Tensor& input) {

@@ -25,6 +25,20 @@ void check_divisor_override(std::optional<int64_t> divisor_override);
 void check_pool2d_tensor(const char* op, const char* name, const Tensor& tensor,
                          at::IntArrayRef expected, at::ScalarType dtype);
 
+// The options of an average pooling that it shares with max pooling.
+PoolOptions window_of(const AvgPoolOptions& options);
+
+at::MemoryFormat pool2d_format(bool channels_last);
+
+// An uninitialised result of the call, of the rank of the input.
+Tensor new_pool2d_output(const Pool2dShape& shape, int64_t rank, const at::TensorOptions& options,
+                         bool channels_last);
+
+// Throws unless `tensor` has the sizes of the call's result, for an input of this rank, and this
+// dtype.
+void check_pool2d_output(const char* op, const char* name, const Tensor& tensor,
+                         const Pool2dShape& shape, size_t rank, at::ScalarType dtype);
+
 // True when results for `input` are laid out channels_last, as torch lays them out.
 bool pools_channels_last(const Tensor& input);
 

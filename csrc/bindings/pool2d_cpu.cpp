@@ -3,8 +3,6 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <array>
-
 #include "bindings/outputs.h"
 #include "bindings/pool2d_args.h"
 #include "bindings/scratch.h"
@@ -16,42 +14,16 @@ namespace {
 
 constexpr const char* kMax = "max_pool2d";
 constexpr const char* kAvg = "avg_pool2d";
-constexpr int64_t kNoDilation[] = {1, 1};
-
-PoolOptions window_of(const AvgPoolOptions& o) {
-  return {o.kernel_size, o.stride, o.padding, kNoDilation, o.ceil_mode};
-}
 
 Tensor batched(const Tensor& t) {
   return t.dim() == 4 ? t : t.unsqueeze(0);
-}
-
-at::MemoryFormat format_of(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 // The kernels read vectors of columns, or of channels; a tensor that lacks them is copied.
 Tensor readable(const Tensor& t, bool channels_last) {
   const int64_t dimension = channels_last ? 1 : 3;
   if (t.stride(dimension) == 1 || t.size(dimension) == 1) return t;
-  return t.contiguous(format_of(channels_last));
-}
-
-std::array<int64_t, 4> output_sizes(const Pool2dShape& s) {
-  return {s.batch, s.channels, s.out_height, s.out_width};
-}
-
-// Uninitialised, of the rank of the input.
-Tensor new_output(const Pool2dShape& s, int64_t rank, const at::TensorOptions& options,
-                  bool channels_last) {
-  const auto sizes = output_sizes(s);
-  return empty_output(at::IntArrayRef(sizes).slice(4 - rank), options, format_of(channels_last));
-}
-
-void check_output_like(const char* op, const char* name, const Tensor& tensor,
-                       const Pool2dShape& shape, size_t rank, at::ScalarType dtype) {
-  const auto sizes = output_sizes(shape);
-  check_pool2d_tensor(op, name, tensor, at::IntArrayRef(sizes).slice(4 - rank), dtype);
+  return t.contiguous(pool2d_format(channels_last));
 }
 
 at::ScalarType offset_dtype(const Pool2dShape& shape) {
@@ -87,7 +59,7 @@ Tensor max_pool2d_cpu(const Tensor& input, at::IntArrayRef kernel_size, at::IntA
   if (runs_on_torch_kernels(input.scalar_type()))
     return at::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
   const bool channels_last = pools_channels_last(input);
-  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor output = new_pool2d_output(shape, input.dim(), input.options(), channels_last);
   run_max_forward(shape, channels_last, input, output, Tensor());
   return output;
 }
@@ -103,9 +75,9 @@ Tensor2 max_pool2d_training_cpu(const Tensor& input, at::IntArrayRef kernel_size
   const Pool2dShape shape =
       parse_pool2d_args(kMax, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
   const bool channels_last = pools_channels_last(input);
-  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
-  const Tensor offsets =
-      new_output(shape, input.dim(), input.options().dtype(offset_dtype(shape)), channels_last);
+  const Tensor output = new_pool2d_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor offsets = new_pool2d_output(
+      shape, input.dim(), input.options().dtype(offset_dtype(shape)), channels_last);
   run_max_forward(shape, channels_last, input, output, offsets);
   return {output, offsets};
 }
@@ -115,7 +87,7 @@ Tensor max_pool2d_indices_cpu(const Tensor& offsets, at::IntArrayRef input_size,
                               at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   const Pool2dShape shape =
       parse_pool2d_args(kMax, input_size, {kernel_size, stride, padding, dilation, ceil_mode});
-  check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
+  check_pool2d_output(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
   const Tensor indices = at::empty_like(offsets, offsets.options().dtype(at::kLong));
   if (indices.numel() == 0) return indices;
   cpu::max_pool2d_indices({shape, offsets.const_data_ptr(), strides_of(batched(offsets)),
@@ -145,10 +117,10 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
   const Pool2dShape shape =
       parse_pool2d_args(kMax, input_size, {kernel_size, stride, padding, dilation, ceil_mode});
   const auto dtype = grad_output.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  check_output_like(kMax, "grad_output", grad_output, shape, input_size.size(), dtype);
-  check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
+  check_pool2d_output(kMax, "grad_output", grad_output, shape, input_size.size(), dtype);
+  check_pool2d_output(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
   const Tensor grad_input =
-      empty_output(input_size, grad_output.options(), format_of(channels_last));
+      empty_output(input_size, grad_output.options(), pool2d_format(channels_last));
   if (grad_input.numel() == 0) return grad_input;
   const Tensor go = readable(batched(grad_output), channels_last);
   const Tensor taps = readable(batched(offsets), channels_last);
@@ -169,7 +141,7 @@ Tensor max_pool2d_gather_cpu(const Tensor& source, const Tensor& offsets,
       parse_pool2d_args(kMax, source.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
   const auto dtype = source.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   check_pool2d_tensor(kMax, "source", source, source.sizes(), dtype);
-  check_output_like(kMax, "offsets", offsets, shape, source.dim(), offset_dtype(shape));
+  check_pool2d_output(kMax, "offsets", offsets, shape, source.dim(), offset_dtype(shape));
   const Tensor output = at::empty_like(offsets, source.options());
   if (output.numel() == 0) return output;
   const Tensor x = batched(source);
@@ -194,7 +166,7 @@ Tensor avg_pool2d_cpu(const Tensor& input, at::IntArrayRef kernel_size, at::IntA
     return at::avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
                           divisor_override);
   const bool channels_last = pools_channels_last(input);
-  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor output = new_pool2d_output(shape, input.dim(), input.options(), channels_last);
   if (output.numel() == 0) return output;
   const Tensor x = readable(batched(input), channels_last);
   const Strides4 out_strides = strides_of(batched(output));
@@ -220,9 +192,9 @@ Tensor avg_pool2d_backward_cpu(const Tensor& grad_output, at::IntArrayRef input_
       kAvg, input_size,
       window_of({kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override}));
   const auto dtype = grad_output.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  check_output_like(kAvg, "grad_output", grad_output, shape, input_size.size(), dtype);
+  check_pool2d_output(kAvg, "grad_output", grad_output, shape, input_size.size(), dtype);
   const Tensor grad_input =
-      empty_output(input_size, grad_output.options(), format_of(channels_last));
+      empty_output(input_size, grad_output.options(), pool2d_format(channels_last));
   if (grad_input.numel() == 0) return grad_input;
   const Tensor go = readable(batched(grad_output), channels_last);
   const Strides4 gi_strides = strides_of(batched(grad_input));

@@ -5,8 +5,6 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <array>
-
 #include "bindings/cuda_call.h"
 #include "bindings/outputs.h"
 #include "bindings/pool2d_args.h"
@@ -17,11 +15,6 @@ namespace {
 
 constexpr const char* kMax = "max_pool2d";
 constexpr const char* kAvg = "avg_pool2d";
-constexpr int64_t kNoDilation[] = {1, 1};
-
-PoolOptions window_of(const AvgPoolOptions& o) {
-  return {o.kernel_size, o.stride, o.padding, kNoDilation, o.ceil_mode};
-}
 
 cuda::Pool2dElement element_of(const char* op, at::ScalarType dtype) {
   switch (dtype) {
@@ -44,30 +37,9 @@ cuda::Pool2dCall call_of(const char* op, const Pool2dShape& shape, bool channels
   return {shape, channels_last, element_of(op, values.scalar_type())};
 }
 
-at::MemoryFormat format_of(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 // The tensor in the layout of the call: a 3-D one is never channels_last.
 Tensor dense(const Tensor& t, bool channels_last) {
-  return t.contiguous(format_of(channels_last));
-}
-
-std::array<int64_t, 4> output_sizes(const Pool2dShape& s) {
-  return {s.batch, s.channels, s.out_height, s.out_width};
-}
-
-// Uninitialised, of the rank of the input.
-Tensor new_output(const Pool2dShape& s, int64_t rank, const at::TensorOptions& options,
-                  bool channels_last) {
-  const auto sizes = output_sizes(s);
-  return empty_output(at::IntArrayRef(sizes).slice(4 - rank), options, format_of(channels_last));
-}
-
-void check_output_like(const char* op, const char* name, const Tensor& tensor,
-                       const Pool2dShape& shape, size_t rank, at::ScalarType dtype) {
-  const auto sizes = output_sizes(shape);
-  check_pool2d_tensor(op, name, tensor, at::IntArrayRef(sizes).slice(4 - rank), dtype);
+  return t.contiguous(pool2d_format(channels_last));
 }
 
 at::ScalarType offset_dtype(const Pool2dShape& shape) {
@@ -92,7 +64,7 @@ Tensor max_pool2d_cuda(const Tensor& input, at::IntArrayRef kernel_size, at::Int
       parse_pool2d_args(kMax, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
   const CudaCall cuda_call(kMax, {{"input", input}});
   const bool channels_last = pools_channels_last(input);
-  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor output = new_pool2d_output(shape, input.dim(), input.options(), channels_last);
   run_max_forward(cuda_call, shape, channels_last, input, output, Tensor());
   return output;
 }
@@ -105,9 +77,9 @@ Tensor2 max_pool2d_training_cuda(const Tensor& input, at::IntArrayRef kernel_siz
       parse_pool2d_args(kMax, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
   const CudaCall cuda_call(kMax, {{"input", input}});
   const bool channels_last = pools_channels_last(input);
-  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
-  const Tensor offsets =
-      new_output(shape, input.dim(), input.options().dtype(offset_dtype(shape)), channels_last);
+  const Tensor output = new_pool2d_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor offsets = new_pool2d_output(
+      shape, input.dim(), input.options().dtype(offset_dtype(shape)), channels_last);
   run_max_forward(cuda_call, shape, channels_last, input, output, offsets);
   return {output, offsets};
 }
@@ -117,12 +89,12 @@ Tensor max_pool2d_indices_cuda(const Tensor& offsets, at::IntArrayRef input_size
                                at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   const Pool2dShape shape =
       parse_pool2d_args(kMax, input_size, {kernel_size, stride, padding, dilation, ceil_mode});
-  check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
+  check_pool2d_output(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
   const CudaCall cuda_call(kMax, {{"offsets", offsets}});
   const bool channels_last = pools_channels_last(offsets);
   const Tensor taps = dense(offsets, channels_last);
   const Tensor indices =
-      new_output(shape, offsets.dim(), offsets.options().dtype(at::kLong), channels_last);
+      new_pool2d_output(shape, offsets.dim(), offsets.options().dtype(at::kLong), channels_last);
   cuda_call.check(cuda::launch_max_pool2d_indices(
       {shape, channels_last, taps.const_data_ptr(), indices.mutable_data_ptr<int64_t>()},
       cuda_call.stream()));
@@ -145,12 +117,12 @@ Tensor max_pool2d_backward_cuda(const Tensor& grad_output, const Tensor& offsets
   const Pool2dShape shape =
       parse_pool2d_args(kMax, input_size, {kernel_size, stride, padding, dilation, ceil_mode});
   check_pool2d_dtype(kMax, grad_output.scalar_type());
-  check_output_like(kMax, "grad_output", grad_output, shape, input_size.size(),
-                    grad_output.scalar_type());
-  check_output_like(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
+  check_pool2d_output(kMax, "grad_output", grad_output, shape, input_size.size(),
+                      grad_output.scalar_type());
+  check_pool2d_output(kMax, "offsets", offsets, shape, input_size.size(), offset_dtype(shape));
   const CudaCall cuda_call(kMax, {{"grad_output", grad_output}, {"offsets", offsets}});
   const Tensor grad_input =
-      empty_output(input_size, grad_output.options(), format_of(channels_last));
+      empty_output(input_size, grad_output.options(), pool2d_format(channels_last));
   const Tensor go = dense(grad_output, channels_last);
   const Tensor taps = dense(offsets, channels_last);
   cuda_call.check(cuda::launch_max_pool2d_backward(
@@ -166,12 +138,12 @@ Tensor max_pool2d_gather_cuda(const Tensor& source, const Tensor& offsets,
   const Pool2dShape shape =
       parse_pool2d_args(kMax, source.sizes(), {kernel_size, stride, padding, dilation, ceil_mode});
   check_pool2d_dtype(kMax, source.scalar_type());
-  check_output_like(kMax, "offsets", offsets, shape, source.dim(), offset_dtype(shape));
+  check_pool2d_output(kMax, "offsets", offsets, shape, source.dim(), offset_dtype(shape));
   const CudaCall cuda_call(kMax, {{"source", source}, {"offsets", offsets}});
   const bool channels_last = pools_channels_last(offsets);
   const Tensor x = dense(source, channels_last);
   const Tensor taps = dense(offsets, channels_last);
-  const Tensor output = new_output(shape, source.dim(), source.options(), channels_last);
+  const Tensor output = new_pool2d_output(shape, source.dim(), source.options(), channels_last);
   cuda_call.check(
       cuda::launch_max_pool2d_gather({call_of(kMax, shape, channels_last, x), x.const_data_ptr(),
                                       taps.const_data_ptr(), output.mutable_data_ptr()},
@@ -189,7 +161,7 @@ Tensor avg_pool2d_cuda(const Tensor& input, at::IntArrayRef kernel_size, at::Int
       window_of({kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override}));
   const CudaCall cuda_call(kAvg, {{"input", input}});
   const bool channels_last = pools_channels_last(input);
-  const Tensor output = new_output(shape, input.dim(), input.options(), channels_last);
+  const Tensor output = new_pool2d_output(shape, input.dim(), input.options(), channels_last);
   const Tensor x = dense(input, channels_last);
   cuda_call.check(
       cuda::launch_avg_pool2d_forward({call_of(kAvg, shape, channels_last, x),
@@ -209,11 +181,11 @@ Tensor avg_pool2d_backward_cuda(const Tensor& grad_output, at::IntArrayRef input
       kAvg, input_size,
       window_of({kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override}));
   check_pool2d_dtype(kAvg, grad_output.scalar_type());
-  check_output_like(kAvg, "grad_output", grad_output, shape, input_size.size(),
-                    grad_output.scalar_type());
+  check_pool2d_output(kAvg, "grad_output", grad_output, shape, input_size.size(),
+                      grad_output.scalar_type());
   const CudaCall cuda_call(kAvg, {{"grad_output", grad_output}});
   const Tensor grad_input =
-      empty_output(input_size, grad_output.options(), format_of(channels_last));
+      empty_output(input_size, grad_output.options(), pool2d_format(channels_last));
   const Tensor go = dense(grad_output, channels_last);
   cuda_call.check(
       cuda::launch_avg_pool2d_backward({call_of(kAvg, shape, channels_last, go),
