@@ -131,24 +131,19 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
 Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                    int64_t groups) {
-  check_conv2d_input_rank(input);
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Tensor b = bias.value_or(Tensor());
-  if (input.dim() == 4) return forward_4d(input, weight, b, options);
-  return forward_4d(input.unsqueeze(0), weight, b, options).squeeze(0);
+  return conv2d_of_rank(input, [&](const Tensor& x) { return forward_4d(x, weight, b, options); });
 }
 
 Tensor3 conv2d_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                              at::IntArrayRef stride, at::IntArrayRef padding,
                              at::IntArrayRef dilation, int64_t groups,
                              std::array<bool, 3> output_mask) {
-  check_conv2d_input_rank(input);
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (input.dim() == 4) return backward_4d(grad_output, input, weight, options, output_mask);
-  auto [grad_input, grad_weight, grad_bias] =
-      backward_4d(grad_output.unsqueeze(0), input.unsqueeze(0), weight, options, output_mask);
-  if (grad_input.defined()) grad_input = grad_input.squeeze(0);
-  return {grad_input, grad_weight, grad_bias};
+  return conv2d_backward_of_rank(grad_output, input, [&](const Tensor& go, const Tensor& x) {
+    return backward_4d(go, x, weight, options, output_mask);
+  });
 }
 
 }  // namespace

@@ -129,7 +129,7 @@ class WeightStrip {
   }
 
   void multiply_along_pixels(int64_t image, int64_t first_row, int64_t rows) {
-    const DotFamily& family = dot_family();
+    const DotFamily& family = *find_dot_family(kernels_, s_.kernel_width);
     const Strides4& go = call_.grad_output_strides;
     const int64_t blocks = ceil_div(s_.out_channels, family.max_channels);
     const int64_t block_channels = ceil_div(s_.out_channels, blocks);
@@ -181,12 +181,6 @@ class WeightStrip {
            kernels_.weight[i].vectors != vectors)
       ++i;
     return kernels_.weight[i];
-  }
-
-  const DotFamily& dot_family() const {
-    int i = 0;
-    while (kernels_.dot[i].kernel_width != s_.kernel_width) ++i;
-    return kernels_.dot[i];
   }
 
   const DirectPlan& plan_;

@@ -218,4 +218,11 @@ inline const Conv2dKernels& conv2d_kernels(Isa isa) {
                              : kConv2dKernelsScalar;
 }
 
+// The dot tiles of one kernel width; nullptr where there are none.
+inline const DotFamily* find_dot_family(const Conv2dKernels& kernels, int64_t kernel_width) {
+  for (const DotFamily& family : kernels.dot)
+    if (family.kernel_width == kernel_width) return &family;
+  return nullptr;
+}
+
 }  // namespace fastconv::cpu

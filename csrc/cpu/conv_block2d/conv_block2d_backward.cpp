@@ -32,15 +32,16 @@ namespace {
 constexpr int64_t kSlackFloats = 64;
 
 // Instructions per pooled value of the two forms of the weight gradient.
-bool prefers_dots(const ConvBlock2dShape& shape, int64_t lanes) {
+bool prefers_dots(const ConvBlock2dShape& shape, Isa isa) {
   const Conv2dShape& s = shape.conv;
-  const int64_t width = s.kernel_width;
-  if (s.in_channels != 1 || (width != 3 && width != 5 && width != 7)) return false;
+  if (s.in_channels != 1 || find_dot_family(conv2d_kernels(isa), s.kernel_width) == nullptr)
+    return false;
   const bool is_max = shape.pool == BlockPool::kMax;
   // The tiles read the winning taps along the cells.
   if (is_max && choose_strip_layout(shape) == StripLayout::kChannels) return false;
   constexpr int64_t kPlacing = 3;  // to find the patch of one value
-  const int64_t patches = s.kernel_height * ceil_div(width, lanes);
+  const int64_t lanes = conv_block2d_kernels(isa).lanes;
+  const int64_t patches = s.kernel_height * ceil_div(s.kernel_width, lanes);
   const int64_t along_patches = is_max ? patches + kPlacing : 4 * patches;
   return 4 * s.taps() <= along_patches * lanes;
 }
@@ -60,7 +61,7 @@ struct BackwardLayout {
     recomputes = !is_max && shape.activation != Activation::kNone;
     wants_input = call.grad_input != nullptr;
     values = is_max ? shape.cells() : strip.used_rows * strip.used_columns;
-    dots = prefers_dots(shape, lanes);
+    dots = prefers_dots(shape, isa);
     image_floats = round_up(strip.height * strip.width * s.in_channels + kSlackFloats, 16);
     const int64_t pixels = strip.used_rows * strip.used_columns;
     int64_t at = 0;
@@ -234,7 +235,7 @@ class BackwardSlot {
         kernels_.spread_winners({slot_ + l_.grads + o * l_.values, offsets(image, o),
                                  shape_.pooled_height(), shape_.pooled_width(),
                                  slot_ + l_.spread + o * pixels});
-    const DotFamily& family = dot_family();
+    const DotFamily& family = *find_dot_family(conv2d_kernels(p.isa), s_.kernel_width);
     const int64_t blocks = ceil_div(s_.out_channels, family.max_channels);
     const int64_t block_channels = ceil_div(s_.out_channels, blocks);
     DotTile tile{};
@@ -251,12 +252,6 @@ class BackwardSlot {
         family.by_channels[std::min(block_channels, s_.out_channels - o) - 1](tile);
       }
     }
-  }
-
-  const DotFamily& dot_family() const {
-    const DotFamily* family = conv2d_kernels(l_.strip.isa).dot;
-    while (family->kernel_width != s_.kernel_width) ++family;
-    return *family;
   }
 
   const uint8_t* offsets(int64_t image, int64_t o) const {
