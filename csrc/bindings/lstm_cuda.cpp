@@ -291,51 +291,10 @@ LstmGradients backward(const LstmGrads& grads, const LstmOperands& o, const Lstm
   return result;
 }
 
-Tensor3 lstm_layer_cuda(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-                        const Tensor& weight_ih, const Tensor& weight_hh,
-                        const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-                        const OptionalTensor& weight_hr, const OptionalTensor& lengths,
-                        const OptionalTensor& batch_sizes, bool reverse) {
-  const auto [output, h_n, c_n, gates, cells] =
-      forward({input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths,
-               batch_sizes, reverse},
-              /*training=*/false);
-  return {output, h_n, c_n};
-}
-
-Tensor5 lstm_layer_training_cuda(const Tensor& input, const OptionalTensor& hx,
-                                 const OptionalTensor& cx, const Tensor& weight_ih,
-                                 const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                                 const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
-                                 const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-                                 bool reverse) {
-  return forward({input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths,
-                  batch_sizes, reverse},
-                 /*training=*/true);
-}
-
-Tensor8 lstm_layer_backward_cuda(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                 const OptionalTensor& grad_c_n, const Tensor& input,
-                                 const OptionalTensor& hx, const OptionalTensor& cx,
-                                 const Tensor& weight_ih, const Tensor& weight_hh,
-                                 const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-                                 const OptionalTensor& weight_hr, const OptionalTensor& lengths,
-                                 const OptionalTensor& batch_sizes, bool reverse,
-                                 const Tensor& output, const Tensor& gates, const Tensor& cells,
-                                 std::array<bool, 8> output_mask) {
-  return backward({grad_output, grad_h_n, grad_c_n},
-                  {input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths,
-                   batch_sizes, reverse},
-                  {output, gates, cells}, output_mask)
-      .as_tuple();
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
-  m.impl("lstm_layer", &lstm_layer_cuda);
-  m.impl("_lstm_layer_training", &lstm_layer_training_cuda);
-  m.impl("_lstm_layer_backward", &lstm_layer_backward_cuda);
+  LstmOperators<&forward, &backward>::add_to(m);
 }
 
 }  // namespace fastconv::bindings

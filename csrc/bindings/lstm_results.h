@@ -3,6 +3,8 @@
 // answers that need no kernel, and the checks of what comes back to the backward pass.
 #pragma once
 
+#include <torch/library.h>
+
 #include <array>
 #include <vector>
 
@@ -45,5 +47,56 @@ LstmGradients empty_lstm_gradients(const LstmCall& call, const at::TensorOptions
 
 // From bias_ih to the biases that were asked for.
 void share_bias_gradient(LstmGradients* gradients, std::array<bool, 8> mask);
+
+// The registered operators of a device, which differ in what computes them alone.
+template <Tensor5 (*Forward)(const LstmOperands&, bool training),
+          LstmGradients (*Backward)(const LstmGrads&, const LstmOperands&, const LstmSaved&,
+                                    std::array<bool, 8>)>
+struct LstmOperators {
+  static Tensor3 layer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+                       const Tensor& weight_ih, const Tensor& weight_hh,
+                       const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                       const OptionalTensor& weight_hr, const OptionalTensor& lengths,
+                       const OptionalTensor& batch_sizes, bool reverse) {
+    const auto [output, h_n, c_n, gates, cells] =
+        Forward({input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths,
+                 batch_sizes, reverse},
+                /*training=*/false);
+    return {output, h_n, c_n};
+  }
+
+  static Tensor5 layer_training(const Tensor& input, const OptionalTensor& hx,
+                                const OptionalTensor& cx, const Tensor& weight_ih,
+                                const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                                const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
+                                const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+                                bool reverse) {
+    return Forward({input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths,
+                    batch_sizes, reverse},
+                   /*training=*/true);
+  }
+
+  static Tensor8 layer_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                const OptionalTensor& grad_c_n, const Tensor& input,
+                                const OptionalTensor& hx, const OptionalTensor& cx,
+                                const Tensor& weight_ih, const Tensor& weight_hh,
+                                const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                                const OptionalTensor& weight_hr, const OptionalTensor& lengths,
+                                const OptionalTensor& batch_sizes, bool reverse,
+                                const Tensor& output, const Tensor& gates, const Tensor& cells,
+                                std::array<bool, 8> output_mask) {
+    return Backward({grad_output, grad_h_n, grad_c_n},
+                    {input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths,
+                     batch_sizes, reverse},
+                    {output, gates, cells}, output_mask)
+        .as_tuple();
+  }
+
+  static void add_to(torch::Library& m) {
+    m.impl("lstm_layer", &layer);
+    m.impl("_lstm_layer_training", &layer_training);
+    m.impl("_lstm_layer_backward", &layer_backward);
+  }
+};
 
 }  // namespace fastconv::bindings
