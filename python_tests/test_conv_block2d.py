@@ -206,6 +206,21 @@ def test_the_last_nan_of_a_window_takes_the_gradient(isa: str) -> None:
         assert torch.equal(*grads)
 
 
+def test_leaky_relu_scales_the_gradient_behind_nan(isa: str) -> None:
+    """NaN is not above zero: torch's gradient there is the slope's, and ours has to be."""
+    x = torch.tensor([[1.0, float("nan"), 2.0, 0.0], [-1.0, 3.0, -2.0, 1.0]]).reshape(1, 1, 2, 4)
+    for pool in ("max", "avg"):
+        leaf = x.clone().requires_grad_()
+        bias = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+        ours, theirs = (
+            torch.autograd.grad(
+                run(leaf, torch.ones(1, 1, 1, 1), b, "leaky_relu", pool).sum(), (leaf, b)
+            )
+            for run, b in zip((block, separate), bias, strict=True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_negative_slopes_below_zero_are_composed() -> None:
     x, w, b = make_leaves(FUSED["lenet_conv2"])
     ours = fastF.conv_block2d(x, w, b, activation="leaky_relu", negative_slope=-0.5, pool="max")

@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import prune
 
 import fastconv.functional as fastF
 from fastconv import runtime
@@ -250,3 +251,25 @@ def test_lenet_uses_it_without_dropout_only() -> None:
     model = LeNet5(dropout=0.5)
     assert "MlpFunction" not in model(images).grad_fn.name()
     assert "MlpFunction" in model.eval()(images).grad_fn.name()
+
+
+def test_lenet_runs_changed_layers_one_by_one() -> None:
+    images = torch.randn(20, 1, 28, 28)
+    model = LeNet5()
+    seen: list[torch.Tensor] = []
+    handle = model.fc2.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    plain = LeNet5()
+    plain.load_state_dict(model.state_dict())
+    expected = plain(images)
+    assert torch.allclose(model(images), expected, rtol=1e-5, atol=1e-6)
+    assert len(seen) == 1
+    handle.remove()
+    assert "MlpFunction" in model(images).grad_fn.name()
+    prune.l1_unstructured(model.fc1, "weight", amount=0.5)
+    pruned = model(images)
+    assert "MlpFunction" not in pruned.grad_fn.name()
+    assert not torch.allclose(pruned, expected, rtol=1e-5, atol=1e-6)
+    prune.remove(model.fc1, "weight")
+    assert torch.allclose(model(images), pruned, rtol=1e-5, atol=1e-6)
+    model.fc3 = torch.nn.Sequential(torch.nn.Linear(84, 3))
+    assert model(images).shape == (20, 3)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn as torch_nn
@@ -21,6 +22,18 @@ ACTIVATIONS = tuple(_ACTIVATIONS)
 POOLS = ("max", "avg")
 BACKENDS = ("fastconv", "torch")
 IMAGE_SIZE = 28
+_CLASSIFIERS = {
+    name: (
+        ("fc1", torch_nn.Linear),
+        ("act3", layer),
+        ("drop1", torch_nn.Dropout),
+        ("fc2", torch_nn.Linear),
+        ("act4", layer),
+        ("drop2", torch_nn.Dropout),
+        ("fc3", torch_nn.Linear),
+    )
+    for name, layer in _ACTIVATIONS.items()
+}
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -31,6 +44,15 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"LeNet5: expected {name} a positive integer, got {value!r}")
+
+
+def _has_hooks(module: torch_nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _conv_block(
@@ -103,9 +125,30 @@ class LeNet5(torch_nn.Module):
         self.drop2 = torch_nn.Dropout(dropout)
         self.fc3 = torch_nn.Linear(84, num_classes)
 
-    def _fuses_classifier(self) -> bool:
-        """Whether the layers behind the convolutions run as one operator: no dropout in between."""
-        return self.backend == "fastconv" and not (self.training and self.drop1.p > 0.0)
+    def _classifier(self) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+        """Weights and biases of the layers behind the convolutions, which then run as one operator.
+
+        None where they have to run one by one: with dropout in between, with hooks, or where a
+        layer is no longer the one that this class made.
+        """
+        # Straight from the dictionaries: Module.__getattr__ takes half a microsecond for each.
+        layers: dict[str, Any] = self._modules
+        if self.backend != "fastconv":
+            return None
+        weights, biases = [], []
+        for name, layer_type in _CLASSIFIERS[self.activation]:
+            layer = layers[name]
+            if type(layer) is not layer_type or _has_hooks(layer):
+                return None
+            if layer_type is torch_nn.Linear:
+                weight, bias = (layer._parameters.get(key) for key in ("weight", "bias"))
+                if weight is None or bias is None:
+                    return None
+                weights.append(weight)
+                biases.append(bias)
+            elif layer_type is torch_nn.Dropout and layer.training and layer.p > 0.0:
+                return None
+        return weights, biases
 
     def feature_maps(self, x: torch.Tensor) -> torch.Tensor:
         """Return the maps ``[N, 6, 28, 28]`` of ``conv1`` after the activation, before pooling."""
@@ -120,13 +163,13 @@ class LeNet5(torch_nn.Module):
                 f"LeNet5: expected input of shape [N, {self.in_channels}, {IMAGE_SIZE}, "
                 f"{IMAGE_SIZE}], got {list(x.shape)}"
             )
-        x = self.pool1(self.conv1(x))
-        x = self.pool2(self.conv2(x))
+        layers: dict[str, Any] = self._modules
+        for name in ("conv1", "pool1", "conv2", "pool2"):
+            x = layers[name](x)
         x = torch.flatten(x, -3)
-        if self._fuses_classifier():
-            weights = (self.fc1.weight, self.fc2.weight, self.fc3.weight)
-            biases = (self.fc1.bias, self.fc2.bias, self.fc3.bias)
-            return mlp(x, weights, biases, activation=self.activation)
+        classifier = self._classifier()
+        if classifier is not None:
+            return mlp(x, *classifier, activation=self.activation)
         x = self.drop1(self.act3(self.fc1(x)))
         x = self.drop2(self.act4(self.fc2(x)))
         scores: torch.Tensor = self.fc3(x)

@@ -155,7 +155,7 @@ class WeightStrip {
   }
 
   void multiply(int64_t rows, int64_t o, int64_t vectors) {
-    const WeightFamily& family = weight_family(vectors);
+    const WeightFamily& family = *find_weight_family(kernels_, s_.kernel_width, vectors);
     const int64_t lines = s_.in_channels * s_.kernel_height;
     const int64_t blocks = ceil_div(lines, family.max_lines);
     const int64_t block_lines = ceil_div(lines, blocks);
@@ -173,14 +173,6 @@ class WeightStrip {
       tile.bias = first == 0 ? sums_ + s_.in_channels * s_.taps() * plan_.out_pitch + o : nullptr;
       family.by_lines[count - 1](tile);
     }
-  }
-
-  const WeightFamily& weight_family(int64_t vectors) const {
-    int i = 0;
-    while (kernels_.weight[i].kernel_width != s_.kernel_width ||
-           kernels_.weight[i].vectors != vectors)
-      ++i;
-    return kernels_.weight[i];
   }
 
   const DirectPlan& plan_;

@@ -225,4 +225,12 @@ inline const DotFamily* find_dot_family(const Conv2dKernels& kernels, int64_t ke
   return nullptr;
 }
 
+// The tiles of the weight gradient of one kernel width; nullptr where there are none.
+inline const WeightFamily* find_weight_family(const Conv2dKernels& kernels, int64_t kernel_width,
+                                              int64_t vectors) {
+  for (const WeightFamily& family : kernels.weight)
+    if (family.kernel_width == kernel_width && family.vectors == vectors) return &family;
+  return nullptr;
+}
+
 }  // namespace fastconv::cpu

@@ -12,6 +12,9 @@
 // along the pixels instead, through conv2d's dot tiles on the gradient with its zeros, where the
 // estimate below prefers that.
 //
+// Behind an average the gradient is dense: conv_block2d_backward_channels.cpp where the output
+// channels fill vectors, else the same tiles as above on every pixel.
+//
 // Each slot keeps its own weight and bias sums, which are added at the end in slot order.
 #include <algorithm>
 #include <cstring>
@@ -20,99 +23,12 @@
 
 #include "common/checked.h"
 #include "common/summation.h"
-#include "cpu/conv_block2d/conv_block2d.h"
-#include "cpu/conv_block2d/conv_block2d_strip.h"
-#include "cpu/conv_block2d/conv_block2d_ukernels.h"
+#include "cpu/conv_block2d/conv_block2d_backward.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
 
 namespace fastconv::cpu {
 namespace {
-
-constexpr int64_t kSlackFloats = 64;
-
-// Instructions per pooled value of the two forms of the weight gradient.
-bool prefers_dots(const ConvBlock2dShape& shape, Isa isa) {
-  const Conv2dShape& s = shape.conv;
-  if (s.in_channels != 1 || find_dot_family(conv2d_kernels(isa), s.kernel_width) == nullptr)
-    return false;
-  const bool is_max = shape.pool == BlockPool::kMax;
-  // The tiles read the winning taps along the cells.
-  if (is_max && choose_strip_layout(shape) == StripLayout::kChannels) return false;
-  constexpr int64_t kPlacing = 3;  // to find the patch of one value
-  const int64_t lanes = conv_block2d_kernels(isa).lanes;
-  const int64_t patches = s.kernel_height * ceil_div(s.kernel_width, lanes);
-  const int64_t along_patches = is_max ? patches + kPlacing : 4 * patches;
-  return 4 * s.taps() <= along_patches * lanes;
-}
-
-// Sizes and places in a slot's memory.
-struct BackwardLayout {
-  BackwardLayout(const ConvBlock2dBackward& call, Isa isa)
-      : shape(call.shape),
-        strip(call.shape, StripLayout::kPixels, isa),
-        offset_channels(choose_strip_layout(call.shape) == StripLayout::kChannels) {
-    const Conv2dShape& s = shape.conv;
-    lanes = conv_block2d_kernels(isa).lanes;
-    segment = s.kernel_width * s.in_channels;
-    patch_pitch = round_up(segment, lanes);
-    weight_pitch = s.kernel_height * patch_pitch;
-    is_max = shape.pool == BlockPool::kMax;
-    recomputes = !is_max && shape.activation != Activation::kNone;
-    wants_input = call.grad_input != nullptr;
-    values = is_max ? shape.cells() : strip.used_rows * strip.used_columns;
-    dots = prefers_dots(shape, isa);
-    image_floats = round_up(strip.height * strip.width * s.in_channels + kSlackFloats, 16);
-    const int64_t pixels = strip.used_rows * strip.used_columns;
-    int64_t at = 0;
-    const auto take = [&](int64_t floats) {
-      const int64_t begin = at;
-      at += round_up(floats, 16);
-      return begin;
-    };
-    lane_sums = take(dots ? s.out_channels * s.taps() * lanes : 0);
-    sums = take(s.out_channels * weight_pitch);
-    bias_sums = take(s.out_channels);
-    image = take(image_floats);
-    grads = take(s.out_channels * values);
-    spread = dots && is_max ? take(s.out_channels * pixels) : grads;
-    grad_image = take(wants_input ? image_floats : 0);
-    counts = take(wants_input ? pixels : 0);
-    entries = take(wants_input ? 2 * pixels * s.out_channels : 0);
-    plain_image = take(recomputes ? strip.image_floats(s) : 0);
-    conv_strip = take(recomputes ? strip.strip_floats(s) : 0);
-    floats = at;
-  }
-
-  // In front of the slots: the weights as [out_channels][kernel row][patch], and those of the
-  // strip.
-  int64_t shared_floats() const {
-    const Conv2dShape& s = shape.conv;
-    return round_up(wants_input ? s.out_channels * weight_pitch : 0, 16) +
-           (recomputes ? strip.weight_floats(s) : 0);
-  }
-  int64_t strip_weights() const {
-    return round_up(wants_input ? shape.conv.out_channels * weight_pitch : 0, 16);
-  }
-
-  const ConvBlock2dShape& shape;
-  StripPlan strip;
-  bool offset_channels;  // the winning taps are stored [cells, channels], else [channels, cells]
-  bool is_max;
-  bool recomputes;
-  bool wants_input;
-  bool dots;  // the weight gradient runs along the pixels
-  int64_t lanes;
-  int64_t segment;       // floats of a patch under one kernel row
-  int64_t patch_pitch;   // rounded up to whole vectors
-  int64_t weight_pitch;  // of the weights and weight sums of one output channel
-  int64_t values;        // gradient values per output channel
-  int64_t image_floats;
-  int64_t lane_sums;  // [kernel row][output channel][kernel column][lanes]
-  int64_t spread;     // gradients of all pixels, [output channel][row][column]
-  int64_t sums, bias_sums, image, grads, grad_image, counts, entries, plain_image, conv_strip;
-  int64_t floats;
-};
 
 class BackwardSlot {
  public:
@@ -128,15 +44,14 @@ class BackwardSlot {
     std::memset(slot_, 0, sizeof(float) * l_.image);
     // Borders and slack stay zero for all images.
     std::memset(slot_ + l_.image, 0, sizeof(float) * l_.image_floats);
-    const int64_t pitch = l_.strip.width * s_.in_channels;
     const int64_t step = l_.is_max ? 2 : 1;
     for (int64_t i = 0; i < l_.strip.used_rows; i += step)
       for (int64_t j = 0; j < l_.strip.used_columns; j += step) {
-        starts_.push_back(static_cast<int32_t>(i * pitch + j * s_.in_channels));
+        starts_.push_back(static_cast<int32_t>(i * patch_row() + j * patch_column()));
         pixels_.push_back(static_cast<int32_t>(j * l_.strip.used_rows + i));
       }
-    steps_[1] = static_cast<int32_t>(s_.in_channels);
-    steps_[2] = static_cast<int32_t>(pitch);
+    steps_[1] = static_cast<int32_t>(patch_column());
+    steps_[2] = static_cast<int32_t>(patch_row());
     steps_[3] = steps_[1] + steps_[2];
   }
 
@@ -151,6 +66,7 @@ class BackwardSlot {
       if (l_.dots) {
         add_dots(image);
       } else {
+        if (l_.patches) copy_patches();
         add_weight_grads(image);
       }
     }
@@ -261,34 +177,35 @@ class BackwardSlot {
   }
   int64_t offset_pitch() const { return l_.offset_channels ? s_.out_channels : 1; }
 
-  // Vectors per tile: as many as the registers hold, for patches of any width.
-  int64_t tile_vectors() const {
-    int64_t vectors = std::min<int64_t>(l_.patch_pitch / l_.lanes, kMaxBlockVectors);
-    while (kernels_.sparse_weight[s_.kernel_height - 1][vectors - 1] == nullptr) --vectors;
-    return vectors;
+  // Where the patches of neighbouring pixels lie, in a row and from row to row.
+  int64_t patch_column() const { return l_.patches ? l_.patch_pitch : s_.in_channels; }
+  int64_t patch_row() const {
+    return l_.patches ? l_.strip.used_columns * l_.patch_pitch : l_.strip.width * s_.in_channels;
   }
 
-  // Calls visit(first lane, vectors) for the tiles that make up a patch.
-  template <typename Visit>
-  void for_each_tile(const Visit& visit) const {
-    const int64_t most = tile_vectors();
-    for (int64_t lane = 0; lane < l_.patch_pitch; lane += most * l_.lanes)
-      visit(lane, std::min(most, (l_.patch_pitch - lane) / l_.lanes));
+  // Every patch to where a vector starts: a load that crosses a cache line costs two, and each
+  // patch is loaded for many channels.
+  void copy_patches() {
+    const Conv2dKernels& movers = conv2d_kernels(l_.strip.isa);
+    for (int64_t i = 0; i < l_.strip.height; ++i)
+      movers.copy_block({l_.strip.used_columns, l_.patch_pitch,
+                         slot_ + l_.image + i * l_.strip.width * s_.in_channels, s_.in_channels, 1,
+                         slot_ + l_.patch_image + i * patch_row(), l_.patch_pitch, 1});
   }
 
   void add_weight_grads(int64_t image) {
     SparseWeightTile tile{};
     tile.offset_pitch = offset_pitch();
     tile.steps = steps_;
-    tile.row_pitch = l_.strip.width * s_.in_channels;
+    tile.row_pitch = patch_row();
     tile.sum_pitch = l_.patch_pitch;
     tile.grad_channel = l_.values;
     tile.sum_channel = l_.weight_pitch;
-    for_each_tile([&](int64_t lane, int64_t vectors) {
+    for_each_patch_tile(l_, [&](int64_t lane, int64_t vectors) {
       const int row = static_cast<int>(s_.kernel_height - 1),
                 column = static_cast<int>(vectors - 1);
       const int64_t most = l_.is_max ? 1 : kernels_.dense_channels[row][column];
-      tile.input = slot_ + l_.image + lane;
+      tile.input = slot_ + (l_.patches ? l_.patch_image : l_.image) + lane;
       for (int64_t o = 0; o < s_.out_channels;) {
         const int64_t channels = s_.out_channels - o >= most ? most : 1;
         const auto multiply =
@@ -343,32 +260,13 @@ class BackwardSlot {
     tile.weight_pitch = l_.patch_pitch;
     tile.row_pitch = l_.strip.width * c;
     tile.column_pitch = c;
-    for_each_tile([&](int64_t lane, int64_t vectors) {
+    for_each_patch_tile(l_, [&](int64_t lane, int64_t vectors) {
       tile.weights = weights_ + lane;
       tile.strip = strip + lane;
-      tile.tail = std::min(l_.lanes, l_.segment - lane - (vectors - 1) * l_.lanes);
+      tile.tail = patch_tail(l_, lane, vectors);
       kernels_.sparse_input[s_.kernel_height - 1][vectors - 1](tile);
     });
-    store_grad_input(image, strip);
-  }
-
-  void store_grad_input(int64_t image, const float* strip) {
-    const int64_t c = s_.in_channels, plane = s_.in_pixels();
-    const int64_t top = s_.padding_height, left = s_.padding_width;
-    const int64_t rows = std::min(s_.in_height, l_.strip.height - top);
-    const int64_t columns = std::min(s_.in_width, l_.strip.width - left);
-    const float* source = strip + (top * l_.strip.width + left) * c;
-    float* target = call_.grad_input + image * c * plane;
-    // Rows and columns that no window reaches have no gradient.
-    if (rows < s_.in_height || columns < s_.in_width)
-      std::memset(target, 0, sizeof(float) * c * plane);
-    const Conv2dKernels& movers = conv2d_kernels(l_.strip.isa);
-    const bool dense = columns == l_.strip.width && columns == s_.in_width;
-    const int64_t pieces = dense ? 1 : rows;
-    const int64_t pixels = rows * columns / pieces;
-    for (int64_t i = 0; i < pieces; ++i)
-      movers.copy_block(
-          {c, pixels, source + i * l_.strip.width * c, 1, c, target + i * s_.in_width, plane, 1});
+    store_grad_input(l_, call_, image, strip);
   }
 
   const BackwardLayout& l_;
@@ -420,28 +318,39 @@ void conv_block2d_backward(const ConvBlock2dPlan& plan, const ConvBlock2dBackwar
                            float* scratch) {
   const Conv2dShape& s = call.shape.conv;
   const BackwardLayout layout(call, plan.isa);
-  record_kernel(KernelId::kConvBlock2dBackward, layout.is_max ? "sparse" : "dense", plan.isa);
+  record_kernel(KernelId::kConvBlock2dBackward,
+                layout.is_max     ? "sparse"
+                : layout.channels ? "dense_channels"
+                                  : "dense",
+                plan.isa);
   if (layout.wants_input) pack_patches(layout, call.weight, scratch);
   float* strip_weights = scratch + layout.strip_weights();
   if (layout.recomputes) pack_strip_weights(layout.strip, s, call.weight, strip_weights);
   float* slots = scratch + layout.shared_floats();
   parallel_for(plan.slots, [&](int64_t slot) {
     float* memory = slots + slot * plan.slot_floats;
+    const int64_t first = s.batch * slot / plan.slots, last = s.batch * (slot + 1) / plan.slots;
+    if (layout.channels) {
+      ChannelsBackward work(layout, call, scratch, memory);
+      for (int64_t n = first; n < last; ++n) work.run(n);
+      return;
+    }
     BackwardSlot work(layout, call, scratch, memory);
     std::optional<ConvStrip> recomputed;
     if (layout.recomputes)
       recomputed.emplace(layout.strip, s, strip_weights, call.bias, memory + layout.plain_image,
                          memory + layout.conv_strip);
-    for (int64_t n = s.batch * slot / plan.slots; n < s.batch * (slot + 1) / plan.slots; ++n)
+    for (int64_t n = first; n < last; ++n)
       work.run(n, recomputed.has_value() ? &*recomputed : nullptr);
     work.finish();
   });
   float* total = slots + layout.sums;
   for (int64_t slot = 1; slot < plan.slots; ++slot) {
     const float* part = total + slot * plan.slot_floats;
-    for (int64_t i = 0; i < layout.image - layout.sums; ++i) total[i] += part[i];
+    for (int64_t i = 0; i < layout.sum_floats; ++i) total[i] += part[i];
   }
-  if (call.grad_weight != nullptr) unpack_patches(layout, total, call.grad_weight);
+  if (call.grad_weight != nullptr)
+    (layout.channels ? store_channel_sums : unpack_patches)(layout, total, call.grad_weight);
   if (call.grad_bias != nullptr)
     std::copy_n(slots + layout.bias_sums, s.out_channels, call.grad_bias);
 }

@@ -58,6 +58,21 @@ struct SpreadGrad {
   float* sum;
 };
 
+// As SpreadGrad, one row pair of a block of channels: pixels lie z_pitch apart in z and grad_pitch
+// apart in the gradients, channels are contiguous. Reads and writes the first `channels` only.
+struct SpreadGradChannels {
+  const float* z_top;
+  const float* z_bottom;
+  int64_t z_pitch;
+  const float* grad;  // of the cells
+  int64_t grad_pitch;
+  int64_t cells;
+  int64_t channels;
+  float slope;
+  float* top;
+  float* bottom;
+};
+
 // The gradients behind maxima at the taps that won, zero at the others, of one channel:
 //   spread[2 * i + t / 2][2 * j + t % 2] = t == offsets[i * cells + j] ? grad[i * cells + j] : 0
 // for t = 0 .. 3. Writes exactly 2 * cells floats per row, rows side by side without a gap.
@@ -114,6 +129,23 @@ struct SparseInputTile {
   int64_t tail;
 };
 
+// Gradient of the input, dense: pixel (i, j) of the convolution's output holds one value per
+// channel at grad + (i * columns + j) * grad_pitch; the rest is as in SparseInputTile.
+struct DenseInputTile {
+  int64_t rows;
+  int64_t columns;
+  int64_t channels;
+  const float* grad;
+  int64_t grad_pitch;
+  const float* weights;
+  int64_t channel_pitch;  // between the weights of two channels
+  int64_t weight_pitch;
+  float* strip;
+  int64_t row_pitch;
+  int64_t column_pitch;
+  int64_t tail;
+};
+
 inline constexpr int kMaxBlockKernelHeight = 7;
 inline constexpr int kMaxBlockVectors = 4;
 
@@ -121,9 +153,11 @@ using PoolPixelsFn = void (*)(const PoolPixels&);
 using PoolChannelsFn = void (*)(const PoolChannels&);
 using ScaleGradFn = void (*)(const ScaleGrad&);
 using SpreadGradFn = void (*)(const SpreadGrad&);
+using SpreadGradChannelsFn = void (*)(const SpreadGradChannels&);
 using SpreadWinnersFn = void (*)(const SpreadWinners&);
 using SparseWeightFn = void (*)(const SparseWeightTile&);
 using SparseInputFn = void (*)(const SparseInputTile&);
+using DenseInputFn = void (*)(const DenseInputTile&);
 
 // Tables by activation are in the order of Activation; by pool in the order of BlockPool.
 struct ConvBlock2dKernels {
@@ -132,6 +166,7 @@ struct ConvBlock2dKernels {
   PoolChannelsFn pool_channels[2][5];
   ScaleGradFn scale_grad[5];
   SpreadGradFn spread_grad[5];
+  SpreadGradChannelsFn spread_grad_channels[5];
   SpreadWinnersFn spread_winners;
   // [kernel_height - 1][vectors - 1]; nullptr where the registers do not suffice.
   SparseWeightFn sparse_weight[kMaxBlockKernelHeight][kMaxBlockVectors];
@@ -140,6 +175,7 @@ struct ConvBlock2dKernels {
   SparseWeightFn dense_weight[kMaxBlockKernelHeight][kMaxBlockVectors];
   int64_t dense_channels[kMaxBlockKernelHeight][kMaxBlockVectors];
   SparseInputFn sparse_input[kMaxBlockKernelHeight][kMaxBlockVectors];
+  DenseInputFn dense_input[kMaxBlockKernelHeight][kMaxBlockVectors];
 };
 
 extern const ConvBlock2dKernels kConvBlock2dKernelsScalar;

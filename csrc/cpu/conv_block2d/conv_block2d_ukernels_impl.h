@@ -10,6 +10,8 @@
 namespace {
 
 using fastconv::cpu::ConvBlock2dKernels;
+using fastconv::cpu::DenseInputFn;
+using fastconv::cpu::DenseInputTile;
 using fastconv::cpu::GradEntry;
 using fastconv::cpu::PoolChannels;
 using fastconv::cpu::PoolPixels;
@@ -19,6 +21,7 @@ using fastconv::cpu::SparseInputTile;
 using fastconv::cpu::SparseWeightFn;
 using fastconv::cpu::SparseWeightTile;
 using fastconv::cpu::SpreadGrad;
+using fastconv::cpu::SpreadGradChannels;
 using fastconv::cpu::SpreadWinners;
 
 constexpr int64_t kLanes = Simd::kLanes;
@@ -155,6 +158,26 @@ void spread_grad(const SpreadGrad& task) {
   *task.sum += Simd::reduce_add(sum);
 }
 
+template <typename Act>
+void spread_grad_channels(const SpreadGradChannels& task) {
+  const auto slope = Simd::set1(task.slope);
+  for (int64_t o = 0; o < task.channels; o += kLanes) {
+    const auto mask = Simd::mask_first(lanes_left(task.channels, o));
+    for (int64_t i = 0; i < task.cells; ++i) {
+      const auto g = Simd::mul(Simd::load_masked(task.grad + i * task.grad_pitch + o, mask),
+                               Simd::set1(0.25f));
+#pragma GCC unroll 2
+      for (int64_t j = 2 * i; j < 2 * i + 2; ++j) {
+        const int64_t z = j * task.z_pitch + o, at = j * task.grad_pitch + o;
+        const auto top = Act::value(Simd::load_masked(task.z_top + z, mask), slope);
+        const auto bottom = Act::value(Simd::load_masked(task.z_bottom + z, mask), slope);
+        Simd::store_masked(task.top + at, Act::grad(g, top, slope), mask);
+        Simd::store_masked(task.bottom + at, Act::grad(g, bottom, slope), mask);
+      }
+    }
+  }
+}
+
 inline void spread_winners(const SpreadWinners& task) {
   const int64_t columns = 2 * task.cells;
   for (int64_t i = 0; i < task.rows; ++i)
@@ -263,35 +286,58 @@ inline void add_row(float* row, const Simd::Reg (&acc)[Vectors], Simd::Mask tail
 }
 
 // Down a column of pixels the patches slide by one row: the top row of the accumulators is complete
-// after each pixel, so that a row of the strip is read and written once per column.
+// after each pixel, so that a row of the strip is read and written once per column. add(i, acc)
+// adds what pixel i has.
+template <int Rows, int Vectors, typename Add>
+inline void slide_down(int64_t rows, float* strip, int64_t row_pitch, Simd::Mask tail,
+                       const Add& add) {
+  Simd::Reg acc[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = Simd::zero();
+  for (int64_t i = 0; i < rows; ++i, strip += row_pitch) {
+    add(i, acc);
+    add_row<Vectors>(strip, acc[0], tail);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
+        acc[r][v] = r + 1 < Rows ? acc[r + 1 < Rows ? r + 1 : r][v] : Simd::zero();
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r + 1 < Rows; ++r, strip += row_pitch) add_row<Vectors>(strip, acc[r], tail);
+}
+
 template <int Rows, int Vectors>
 void sparse_input(const SparseInputTile& tile) {
   const auto tail = Simd::mask_first(tile.tail);
   for (int64_t j = 0; j < tile.columns; ++j) {
     const int32_t* counts = tile.counts + j * tile.rows;
     const GradEntry* column = tile.entries + j * tile.rows * tile.entry_pitch;
-    float* strip = tile.strip + j * tile.column_pitch;
-    Simd::Reg acc[Rows][Vectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[r][v] = Simd::zero();
-    for (int64_t i = 0; i < tile.rows; ++i, column += tile.entry_pitch, strip += tile.row_pitch) {
-      const GradEntry* end = column + counts[i];
-      for (const GradEntry* entry = column; entry < end; ++entry)
-        add_patch<Rows, Vectors>(acc, entry->grad, tile.weights + entry->weights,
-                                 tile.weight_pitch);
-      add_row<Vectors>(strip, acc[0], tail);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v)
-          acc[r][v] = r + 1 < Rows ? acc[r + 1 < Rows ? r + 1 : r][v] : Simd::zero();
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r + 1 < Rows; ++r, strip += tile.row_pitch)
-      add_row<Vectors>(strip, acc[r], tail);
+    slide_down<Rows, Vectors>(
+        tile.rows, tile.strip + j * tile.column_pitch, tile.row_pitch, tail,
+        [&](int64_t i, Simd::Reg(&acc)[Rows][Vectors]) __attribute__((always_inline)) {
+          const GradEntry* entry = column + i * tile.entry_pitch;
+          for (const GradEntry* end = entry + counts[i]; entry < end; ++entry)
+            add_patch<Rows, Vectors>(acc, entry->grad, tile.weights + entry->weights,
+                                     tile.weight_pitch);
+        });
   }
+}
+
+template <int Rows, int Vectors>
+void dense_input(const DenseInputTile& tile) {
+  const auto tail = Simd::mask_first(tile.tail);
+  for (int64_t j = 0; j < tile.columns; ++j)
+    slide_down<Rows, Vectors>(
+        tile.rows, tile.strip + j * tile.column_pitch, tile.row_pitch, tail,
+        [&](int64_t i, Simd::Reg(&acc)[Rows][Vectors]) __attribute__((always_inline)) {
+          const float* grad = tile.grad + (i * tile.columns + j) * tile.grad_pitch;
+          const float* weights = tile.weights;
+          for (int64_t o = 0; o < tile.channels; ++o, weights += tile.channel_pitch)
+            add_patch<Rows, Vectors>(acc, grad[o], weights, tile.weight_pitch);
+        });
 }
 
 // Registers that may hold accumulators; the rest hold operands.
@@ -323,6 +369,12 @@ constexpr SparseInputFn input_tile() {
   return nullptr;
 }
 
+template <int Rows, int Vectors>
+constexpr DenseInputFn dense_input_tile() {
+  if constexpr (Rows * Vectors <= kAccumulators) return &dense_input<Rows, Vectors>;
+  return nullptr;
+}
+
 template <bool Max>
 constexpr void fill_pools(ConvBlock2dKernels* k, int pool) {
   k->pool_pixels[pool][0] = &pool_pixels<Max, NoActivation>;
@@ -337,24 +389,22 @@ constexpr void fill_pools(ConvBlock2dKernels* k, int pool) {
   k->pool_channels[pool][4] = &pool_channels<Max, Tanh>;
 }
 
+template <int Rows, int Vectors>
+constexpr void fill_tile(ConvBlock2dKernels* k) {
+  constexpr int r = Rows - 1, v = Vectors - 1;
+  k->sparse_weight[r][v] = weight_tile<Rows, Vectors>();
+  k->dense_weight[r][v] = dense_tile<Rows, Vectors>();
+  k->dense_channels[r][v] = dense_channels<Rows, Vectors>();
+  k->sparse_input[r][v] = input_tile<Rows, Vectors>();
+  k->dense_input[r][v] = dense_input_tile<Rows, Vectors>();
+}
+
 template <int Rows>
-constexpr void fill_sparse(ConvBlock2dKernels* k) {
-  k->sparse_weight[Rows - 1][0] = weight_tile<Rows, 1>();
-  k->sparse_weight[Rows - 1][1] = weight_tile<Rows, 2>();
-  k->sparse_weight[Rows - 1][2] = weight_tile<Rows, 3>();
-  k->sparse_weight[Rows - 1][3] = weight_tile<Rows, 4>();
-  k->sparse_input[Rows - 1][0] = input_tile<Rows, 1>();
-  k->dense_weight[Rows - 1][0] = dense_tile<Rows, 1>();
-  k->dense_channels[Rows - 1][0] = dense_channels<Rows, 1>();
-  k->sparse_input[Rows - 1][1] = input_tile<Rows, 2>();
-  k->dense_weight[Rows - 1][1] = dense_tile<Rows, 2>();
-  k->dense_channels[Rows - 1][1] = dense_channels<Rows, 2>();
-  k->sparse_input[Rows - 1][2] = input_tile<Rows, 3>();
-  k->dense_weight[Rows - 1][2] = dense_tile<Rows, 3>();
-  k->dense_channels[Rows - 1][2] = dense_channels<Rows, 3>();
-  k->sparse_input[Rows - 1][3] = input_tile<Rows, 4>();
-  k->dense_weight[Rows - 1][3] = dense_tile<Rows, 4>();
-  k->dense_channels[Rows - 1][3] = dense_channels<Rows, 4>();
+constexpr void fill_tiles(ConvBlock2dKernels* k) {
+  fill_tile<Rows, 1>(k);
+  fill_tile<Rows, 2>(k);
+  fill_tile<Rows, 3>(k);
+  fill_tile<Rows, 4>(k);
 }
 
 constexpr ConvBlock2dKernels make_kernels() {
@@ -372,14 +422,19 @@ constexpr ConvBlock2dKernels make_kernels() {
   k.spread_grad[2] = &spread_grad<LeakyRelu>;
   k.spread_grad[3] = &spread_grad<Sigmoid>;
   k.spread_grad[4] = &spread_grad<Tanh>;
+  k.spread_grad_channels[0] = &spread_grad_channels<NoActivation>;
+  k.spread_grad_channels[1] = &spread_grad_channels<Relu>;
+  k.spread_grad_channels[2] = &spread_grad_channels<LeakyRelu>;
+  k.spread_grad_channels[3] = &spread_grad_channels<Sigmoid>;
+  k.spread_grad_channels[4] = &spread_grad_channels<Tanh>;
   k.spread_winners = &spread_winners;
-  fill_sparse<1>(&k);
-  fill_sparse<2>(&k);
-  fill_sparse<3>(&k);
-  fill_sparse<4>(&k);
-  fill_sparse<5>(&k);
-  fill_sparse<6>(&k);
-  fill_sparse<7>(&k);
+  fill_tiles<1>(&k);
+  fill_tiles<2>(&k);
+  fill_tiles<3>(&k);
+  fill_tiles<4>(&k);
+  fill_tiles<5>(&k);
+  fill_tiles<6>(&k);
+  fill_tiles<7>(&k);
   return k;
 }
 

@@ -32,8 +32,10 @@ struct LeakyRelu {
   static Simd::Reg value(Simd::Reg x, Simd::Reg slope) {
     return Simd::select(Simd::greater_or_nan(x, Simd::zero()), x, Simd::mul(x, slope));
   }
+  // NaN is not above zero, as torch has it; max gives the second operand for it.
   static Simd::Reg grad(Simd::Reg g, Simd::Reg y, Simd::Reg slope) {
-    return Simd::select(Simd::greater_or_nan(y, Simd::zero()), g, Simd::mul(g, slope));
+    const auto positive = Simd::max(y, Simd::zero());
+    return Simd::select(Simd::greater_or_nan(positive, Simd::zero()), g, Simd::mul(g, slope));
   }
 };
 
