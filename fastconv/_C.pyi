@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 # What csrc/bindings/module.cpp exports.
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,31 @@ def forced_algorithm(kernel: str) -> str | None: ...
 def memory_cache_info() -> dict[str, int]: ...
 def set_memory_cache_limit(bytes: int) -> None: ...
 def empty_memory_cache() -> None: ...
+
+# NotImplemented for arguments that only the operator understands.
+def conv_block2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str,
+    negative_slope: float,
+    pool: str,
+    pool_size: Any,
+    pool_stride: Any,
+    /,
+) -> Tensor: ...
+def mlp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str,
+    negative_slope: float,
+    /,
+) -> Tensor: ...
 
 class AdamStepper:
     built_for_cuda: bool

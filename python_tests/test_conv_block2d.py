@@ -8,11 +8,13 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterator
 
+import numpy
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import fastconv.functional as fastF
 from fastconv import nn as fast_nn
@@ -280,6 +282,38 @@ def test_gradients_of_any_layout_are_accepted(isa: str) -> None:
         theirs = torch.autograd.grad(separate(x, w, b, "relu", "max"), (x, w, b), g)
         for a, c in zip(ours, theirs, strict=True):
             assert torch.allclose(a, c, rtol=1e-4, atol=1e-4)
+
+
+def test_arguments_that_only_the_operator_understands() -> None:
+    """Integers of other kinds, lists, subclasses and modes reach the operator all the same."""
+    x, w, b = (t.detach() for t in make_leaves(FUSED["lenet_conv1"]))
+    expected = block(x, w, b, "relu", "max", padding=2)
+    two = numpy.int64(2)
+    for padding, size in ((two, two), ([2, 2], [2, 2]), ((two, 2), (2, two))):
+        got = block(x, w, b, "relu", "max", padding=padding, pool_size=size)
+        assert torch.equal(got, expected)
+    seen: list[object] = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    block(x.as_subclass(Watched), w, b, "relu", "max", padding=2)
+    with Mode():
+        block(x, w, b, "relu", "max", padding=2)
+        fastF.mlp(x.flatten(1), [torch.ones(3, 784)], [torch.ones(3)])
+    assert [OPS.conv_block2d.default, OPS.conv_block2d.default, OPS.mlp.default] == [
+        f for f in seen if isinstance(f, torch._ops.OpOverload)
+    ]
+    traced = torch.fx.symbolic_trace(lambda t: fastF.conv_block2d(t, w, b, pool="max"))
+    assert torch.equal(traced(x), fastF.conv_block2d(x, w, b, pool="max"))
 
 
 def test_empty_batch() -> None:

@@ -12,6 +12,7 @@
 
 #include "bindings/adam_stepper.h"
 #include "bindings/block_cache.h"
+#include "bindings/direct_calls.h"
 #include "bindings/no_cuda.h"
 #include "bindings/thread_pool.h"
 #include "cpu/peak/peak.h"
@@ -150,4 +151,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_algorithm", &force_algorithm, py::arg("kernel"), py::arg("algorithm").none(true));
   m.def("forced_algorithm", &forced_algorithm, py::arg("kernel"));
   fastconv::bindings::bind_adam_stepper(m);
+  fastconv::bindings::bind_direct_calls(m);
 }

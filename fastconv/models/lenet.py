@@ -135,18 +135,20 @@ class LeNet5(torch_nn.Module):
         layers: dict[str, Any] = self._modules
         if self.backend != "fastconv":
             return None
-        weights, biases = [], []
+        weights: list[torch.Tensor] = []
+        biases: list[torch.Tensor] = []
         for name, layer_type in _CLASSIFIERS[self.activation]:
-            layer = layers[name]
+            layer: Any = layers[name]
             if type(layer) is not layer_type or _has_hooks(layer):
                 return None
             if layer_type is torch_nn.Linear:
-                weight, bias = (layer._parameters.get(key) for key in ("weight", "bias"))
+                own = layer._parameters
+                weight, bias = own.get("weight"), own.get("bias")
                 if weight is None or bias is None:
                     return None
                 weights.append(weight)
                 biases.append(bias)
-            elif layer_type is torch_nn.Dropout and layer.training and layer.p > 0.0:
+            elif layer_type is torch_nn.Dropout and layer.training and layer.p:
                 return None
         return weights, biases
 

@@ -46,11 +46,13 @@ class ConvBlock2d(torch.nn.Conv2d):
         self.pool_stride = pool_stride
 
     def forward(self, input: Tensor) -> Tensor:
-        # By name, so that functional_call and parametrizations reach every call; past
-        # Module.__getattr__, which takes half a microsecond for each.
-        own = self._parameters
-        weight = own["weight"] if "weight" in own else self.weight
-        bias = own["bias"] if "bias" in own else self.bias
+        # Past Module.__getattr__, which takes half a microsecond for each; parametrizations and
+        # pruning take the names out of the dictionary.
+        own: dict[str, Any] = self._parameters
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
         padding = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(

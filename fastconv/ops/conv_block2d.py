@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from fastconv._C import conv_block2d as _direct
 from fastconv.ops.arguments import as_integers
 from fastconv.ops.conv2d import _apply_named_padding, _conv2d_fake
 
@@ -69,6 +71,11 @@ def conv_block2d(
     Georganas et al. 2018 (arXiv:1808.05567); the backward pass multiplies only the pixels that won
     their window.
     """
+    if not is_dynamo_compiling():
+        output = _direct(input, weight, bias, stride, padding, dilation, groups, activation,
+                         negative_slope, pool, pool_size, pool_stride)  # fmt: skip
+        if output is not NotImplemented:
+            return output
     if isinstance(padding, str):
         input, padding = _apply_named_padding(input, weight, stride, padding, dilation)  # type: ignore[arg-type]
     return _conv_block2d(

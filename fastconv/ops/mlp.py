@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from fastconv._C import mlp as _direct
 
 _mlp = torch.ops.fastconv.mlp.default
 
@@ -43,6 +46,10 @@ def mlp(
     Method: register tiles over blocks of images that stay in cache from the first layer to the
     last, after Georganas et al. 2019 (arXiv:1906.06440); few images are multiplied one by one.
     """
+    if not is_dynamo_compiling():
+        output = _direct(input, weights, biases, activation, negative_slope)
+        if output is not NotImplemented:
+            return output
     return _mlp(input, weights, biases, activation, negative_slope)
 
 

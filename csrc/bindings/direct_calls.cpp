@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+#include "bindings/direct_calls.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <array>
+#include <string_view>
+#include <vector>
+
+#include "bindings/ops.h"
+
+namespace py = pybind11;
+
+namespace fastconv::bindings {
+namespace {
+
+// Reads arguments one after the other; `plain` turns false at the first that is not what it seems.
+class PlainArguments {
+ public:
+  explicit PlainArguments(PyObject* const* args) : next_(args) {}
+
+  bool plain = !at::impl::torch_function_mode_enabled();
+
+  const Tensor& tensor() { return tensor_of(*next_++); }
+
+  Tensor optional_tensor() {
+    PyObject* value = *next_++;
+    return value == Py_None ? Tensor() : tensor_of(value);
+  }
+
+  std::vector<Tensor> tensors() {
+    PyObject* value = *next_++;
+    std::vector<Tensor> list;
+    if (!PyTuple_CheckExact(value) && !PyList_CheckExact(value)) {
+      plain = false;
+      return list;
+    }
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(value);
+    list.reserve(size);
+    for (Py_ssize_t i = 0; i < size; ++i)
+      list.push_back(tensor_of(PySequence_Fast_GET_ITEM(value, i)));
+    return list;
+  }
+
+  int64_t integer() { return integer_of(*next_++); }
+
+  // One integer for both dimensions, or a tuple of two; None, where it may be, is an empty list.
+  at::IntArrayRef pair(std::array<int64_t, 2>& memory, bool may_be_none = false) {
+    PyObject* value = *next_++;
+    if (may_be_none && value == Py_None) return {};
+    if (PyTuple_CheckExact(value) && PyTuple_GET_SIZE(value) == 2) {
+      memory = {integer_of(PyTuple_GET_ITEM(value, 0)), integer_of(PyTuple_GET_ITEM(value, 1))};
+    } else {
+      memory[0] = memory[1] = integer_of(value);
+    }
+    return memory;
+  }
+
+  double number() {
+    PyObject* value = *next_++;
+    plain = plain && PyFloat_CheckExact(value);
+    return plain ? PyFloat_AS_DOUBLE(value) : 0.0;
+  }
+
+  // Lives as long as the argument.
+  std::string_view name() {
+    PyObject* value = *next_++;
+    plain = plain && PyUnicode_CheckExact(value);
+    if (!plain) return {};
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+    if (text == nullptr) throw py::error_already_set();
+    return {text, static_cast<size_t>(size)};
+  }
+
+ private:
+  const Tensor& tensor_of(PyObject* value) {
+    static const Tensor none;
+    plain = plain && THPVariable_CheckExact(value);
+    return plain ? THPVariable_Unpack(value) : none;
+  }
+
+  int64_t integer_of(PyObject* value) {
+    if (!plain || !PyLong_CheckExact(value)) {
+      plain = false;
+      return 0;
+    }
+    int overflow = 0;
+    const int64_t result = PyLong_AsLongLongAndOverflow(value, &overflow);
+    plain = overflow == 0;
+    return result;
+  }
+
+  PyObject* const* next_;
+};
+
+PyObject* not_implemented() {
+  Py_INCREF(Py_NotImplemented);
+  return Py_NotImplemented;
+}
+
+PyObject* conv_block2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 12) return not_implemented();
+  PlainArguments in(args);
+  const Tensor &input = in.tensor(), &weight = in.tensor();
+  const Tensor bias = in.optional_tensor();
+  std::array<int64_t, 2> memory[5];
+  const at::IntArrayRef stride = in.pair(memory[0]), padding = in.pair(memory[1]),
+                        dilation = in.pair(memory[2]);
+  const Conv2dOptions conv{stride, padding, dilation, in.integer()};
+  const std::string_view activation = in.name();
+  const double slope = in.number();
+  const std::string_view pool = in.name();
+  const at::IntArrayRef size = in.pair(memory[3]), step = in.pair(memory[4], true);
+  if (!in.plain) return not_implemented();
+  Tensor output;
+  {
+    const py::gil_scoped_release no_gil;
+    output = call_conv_block2d(input, weight, bias.defined() ? OptionalTensor(bias) : std::nullopt,
+                               conv, activation, slope, pool, size, step);
+  }
+  return THPVariable_Wrap(std::move(output));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* mlp(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 5) return not_implemented();
+  PlainArguments in(args);
+  const Tensor& input = in.tensor();
+  const std::vector<Tensor> weights = in.tensors(), biases = in.tensors();
+  const std::string_view activation = in.name();
+  const double slope = in.number();
+  if (!in.plain) return not_implemented();
+  Tensor output;
+  {
+    const py::gil_scoped_release no_gil;
+    output = call_mlp(input, weights, biases, activation, slope);
+  }
+  return THPVariable_Wrap(std::move(output));
+  END_HANDLE_TH_ERRORS
+}
+
+template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
+void bind(py::module_& m, const char* name) {
+  static PyMethodDef definition{name, reinterpret_cast<PyCFunction>(function), METH_FASTCALL,
+                                nullptr};
+  m.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&definition, nullptr));
+}
+
+}  // namespace
+
+void bind_direct_calls(py::module_& m) {
+  bind<&conv_block2d>(m, "conv_block2d");
+  bind<&mlp>(m, "mlp");
+}
+
+}  // namespace fastconv::bindings
