@@ -171,6 +171,13 @@ CONV2D_CHANNELS = [
       for c, o in [(1, 1), (1, 17), (3, 5), (5, 33), (17, 3), (33, 15), (15, 14), (16, 16),
                    (7, 28), (4, 29), (2, 65)]),
     _conv("depth-600", 1, 600, 3, 5, 1),
+    # 1x1 kernels, whose images are read in place: vectors that end inside an image, several tiles
+    # of channels and of depth, one chunk of pixels and several.
+    _conv("1x1-of-17-pixels", 5, 9, (1, 17), 31, 1),
+    _conv("1x1-of-49-pixels", 5, 70, 7, 37, 1),
+    _conv("1x1-of-144-pixels", 3, 130, 12, 64, 1),
+    _conv("1x1-of-300-pixels", 3, 20, (10, 30), 96, 1, g=2),
+    _conv("1x1-deep", 2, 530, 12, 33, 1),
     _conv("depth-75x9", 1, 75, 5, 20, 3),
     _conv("depth-one-channel-25x25", 1, 3, 26, 4, 25),
     _conv("groups-2-odd", 2, 6, 7, 10, 3, p=1, g=2),

@@ -77,7 +77,11 @@ std::vector<Conv2dShape> named_shapes() {
       square(2, 7, 9, 21, {3, 1, 1, 1}, 7),     // depthwise multiplier 3
       square(2, 6, 7, 10, {3, 1, 1, 1}, 2),     // groups
       square(1, 600, 3, 5, {1, 1, 0, 1}),       // deep sums in several blocks
-      square(1, 75, 5, 20, {3, 1, 0, 1}),       // likewise, with taps
+      square(5, 70, 7, 37, {1, 1, 0, 1}),       // flat images, vectors that lie in two of them
+      square(3, 35, 12, 64, {1, 1, 0, 1}),      // flat images, in place in the weight gradient
+      square(2, 600, 12, 33, {1, 1, 0, 1}),     // likewise, in several blocks
+      square(3, 40, 17, 64, {1, 1, 0, 1}, 2),   // likewise, in groups and several chunks
+      square(1, 75, 5, 20, {3, 1, 0, 1}),       // deep sums with taps
       square(1, 4, 26, 3, {25, 1, 0, 1}),       // more taps than one block holds
       square(64, 3, 2, 4, {2, 1, 0, 1}),        // many one-pixel outputs
       square(2, 16, 30, 48, {3, 1, 1, 1}),      // enough work for several threads

@@ -193,6 +193,30 @@ void check_copies(const Conv2dKernels& kernels, Numbers& numbers) {
         for (int to = 0; to < 3; ++to) check_copy(kernels, channels, pixels, from, to, numbers);
 }
 
+// --- copy_pieces
+// ----------------------------------------------------------------------------------
+
+void check_pieces(const Conv2dKernels& kernels, int64_t lanes, int64_t channels, Numbers& numbers) {
+  constexpr int64_t kPieces = 5;
+  const int64_t source_pitch = kPieces * (lanes + 2), target_pitch = kPieces * (lanes + 3);
+  Floats source(channels * source_pitch);
+  Floats target(channels * target_pitch, kGuard), expected(channels * target_pitch, kGuard);
+  for (int64_t i = 0; i < source.size(); ++i) source[i] = numbers.whole();
+  PixelPiece pieces[kPieces];
+  for (int64_t i = 0; i < kPieces; ++i) {
+    pieces[i] = {source.data() + i * (lanes + 2), target.data() + i * (lanes + 3),
+                 i == 0 ? lanes : numbers.between(1, static_cast<int>(lanes))};
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t l = 0; l < pieces[i].pixels; ++l)
+        expected[c * target_pitch + i * (lanes + 3) + l] =
+            source[c * source_pitch + i * (lanes + 2) + l];
+  }
+  kernels.copy_pieces({pieces, kPieces, channels, source_pitch, target_pitch});
+  bool equal = true;
+  for (int64_t i = 0; i < target.size(); ++i) equal = equal && target[i] == expected[i];
+  CHECK_WITH(equal, "pieces of " + std::to_string(channels) + " channels");
+}
+
 // --- direct tiles
 // ---------------------------------------------------------------------------------
 
@@ -445,6 +469,7 @@ int main() {
     const cpu::GemmKernels& gemm = cpu::gemm_kernels(isa);
     cpu::check_packing(kernels, numbers);
     cpu::check_copies(kernels, numbers);
+    for (int64_t channels : {0, 1, 2, 9}) cpu::check_pieces(kernels, gemm.lanes, channels, numbers);
     cpu::check_direct_family(kernels.direct_tall, gemm.packed_tall, gemm.lanes, numbers);
     cpu::check_direct_family(kernels.direct_wide, gemm.packed_wide, gemm.lanes, numbers);
     for (const cpu::ChannelFamily& family : kernels.channel_narrow)

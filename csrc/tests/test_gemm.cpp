@@ -84,6 +84,57 @@ void check_family(const GemmFamily& family, bool packed, int64_t lanes, Numbers&
   check_tile({&family, packed, lanes, family.max_rows, width, 256, Start::kZero}, numbers);
 }
 
+// A copying tile against the packed tile of the same size, on columns that start in one image and
+// end in the next.
+void check_copying(const GemmFamily& family, int64_t lanes, int64_t rows, int64_t columns,
+                   int64_t depth, Numbers& numbers) {
+  const int64_t width = family.vectors * lanes;
+  const int64_t plane = width + numbers.between(0, 4);  // columns of an image
+  const int64_t first = plane - numbers.between(1, static_cast<int>(plane));
+  Floats a(depth * rows), init(rows);
+  for (int64_t i = 0; i < a.size(); ++i) a[i] = numbers.whole();
+  for (int64_t i = 0; i < rows; ++i) init[i] = numbers.whole();
+  Floats images(2 * depth * plane);  // [image][k][column]
+  for (int64_t i = 0; i < images.size(); ++i) images[i] = numbers.whole();
+  Floats packed(depth * width, 0.0f), copy(depth * width);
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t j = 0; j < columns; ++j)
+      packed[k * width + j] =
+          images[((first + j) / plane * depth + k) * plane + (first + j) % plane];
+  GemmColumnSource source{};
+  source.pitch = plane;
+  source.copy = copy.data();
+  for (int64_t v = 0; v < family.vectors; ++v) {
+    const int64_t at = first + v * lanes;
+    const int64_t end = columns - v * lanes;
+    source.end[v] = end < 0 ? 0 : end > lanes ? lanes : end;
+    const int64_t left = plane - at % plane;
+    source.split[v] = left < source.end[v] ? left : source.end[v];
+    source.low[v] = images.data() + at / plane * depth * plane + at % plane;
+    source.high[v] = images.data() + (at / plane + 1) * depth * plane - source.split[v];
+  }
+  Floats result(rows * width, kGuard), expected(rows * width, kGuard);
+  const GemmTile tile{depth, a.data(), packed.data(), width, expected.data(),
+                      width, columns,  init.data(),   false};
+  family.by_rows[rows - 1](tile);
+  GemmTile copying = tile;
+  copying.b = nullptr;
+  copying.c = result.data();
+  family.copying[rows - 1](copying, source);
+  bool equal = true;
+  for (int64_t i = 0; i < result.size(); ++i) equal = equal && result[i] == expected[i];
+  for (int64_t i = 0; i < copy.size(); ++i) equal = equal && copy[i] == packed[i];
+  CHECK_WITH(equal, "copying tile of " + std::to_string(rows) + " rows, columns " +
+                        std::to_string(columns) + " from " + std::to_string(first) + " of " +
+                        std::to_string(plane) + ", depth " + std::to_string(depth));
+}
+
+void check_copying_family(const GemmFamily& family, int64_t lanes, Numbers& numbers) {
+  for (int64_t rows = 1; rows <= family.max_rows; ++rows)
+    for (int64_t columns = 1; columns <= family.vectors * lanes; ++columns)
+      for (int64_t depth : {1, 2, 67}) check_copying(family, lanes, rows, columns, depth, numbers);
+}
+
 }  // namespace
 }  // namespace fastconv::cpu
 
@@ -94,6 +145,8 @@ int main() {
     const GemmKernels& kernels = fastconv::cpu::gemm_kernels(isa);
     fastconv::cpu::check_family(kernels.packed_tall, true, kernels.lanes, numbers);
     fastconv::cpu::check_family(kernels.packed_wide, true, kernels.lanes, numbers);
+    fastconv::cpu::check_copying_family(kernels.packed_tall, kernels.lanes, numbers);
+    fastconv::cpu::check_copying_family(kernels.packed_wide, kernels.lanes, numbers);
     fastconv::cpu::check_family(kernels.panel_wide, false, kernels.lanes, numbers);
     fastconv::cpu::check_family(kernels.panel_narrow, false, kernels.lanes, numbers);
   });

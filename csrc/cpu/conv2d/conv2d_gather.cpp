@@ -55,6 +55,8 @@ double panel_cost(const GatherConv& conv, const Costs& costs) {
   const bool in_place =
       conv.output_strides.column == 1 && conv.grid_height * conv.grid_width >= kManyPixels;
   const double unpack = (in_place ? 1.0 : 8.0) * static_cast<double>(conv.out_channels) / depth;
+  // Flat images are read in place by the first tile, while it multiplies.
+  if (in_place && panel_reads_flat_images(conv)) return costs.multiply;
   return costs.multiply * 1.05 + costs.pack + unpack;
 }
 

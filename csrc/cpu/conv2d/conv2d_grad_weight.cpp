@@ -85,7 +85,9 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const bool few_channels = s.group_in_channels() * neighbours < kFewChannels;
   if (weight_winograd_pays(s)) return WeightAlgorithm::kWinograd;
   if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
-  const bool panel_suits = s.taps() == 1 && many_pixels && sums <= kFewSums;
+  const bool flat = s.stride_height == 1 && s.stride_width == 1 && s.taps() == 1;
+  const bool panel_suits =
+      flat ? weight_panel_in_place(call, isa) : s.taps() == 1 && many_pixels && sums <= kFewSums;
   const WeightAlgorithm other =
       few_channels || panel_suits ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
   if (!weight_direct_applies(s)) return other;
@@ -118,7 +120,7 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
                   forced_algorithm(KernelId::kConv2dGradWeight), true};
   switch (chosen_or_forced(plan, call)) {
     case WeightAlgorithm::kPanel:
-      plan.scratch_floats = weight_panel_scratch_floats(s, plan.isa, plan.threads);
+      plan.scratch_floats = weight_panel_scratch_floats(call, plan.isa, plan.threads);
       break;
     case WeightAlgorithm::kDirect:
       plan.scratch_floats =

@@ -4,7 +4,8 @@
 //   grad_weight[k, o] = sum_p input[k, p] * grad_output[p, o]      k = (input channel, tap)
 //
 //   panel   the im2col strip of the forward pass, whose rows are read along the pixels; vectors run
-//           along the output channels, for which grad_output is transposed; any shape
+//           along the output channels, for which grad_output is transposed; any shape. 1 x 1
+//           kernels read images of long rows of pixels in place and need no strip
 //   direct  the same product, but the taps read a padded copy of the input in place: kernel widths
 //           3, 5 and 7 without column stride, where packing a panel would cost as much as the rest
 //   rows    the taps read whole pixels, whose channels lie side by side in channels_last and are
@@ -19,7 +20,9 @@
 
 namespace fastconv::cpu {
 
-int64_t weight_panel_scratch_floats(const Conv2dShape& shape, Isa isa, int64_t threads);
+// Whether panel needs no strip.
+bool weight_panel_in_place(const Conv2dGradWeight& call, Isa isa);
+int64_t weight_panel_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads);
 void grad_weight_panel(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
 
 int64_t weight_rows_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads);

@@ -6,6 +6,9 @@
 
 namespace fastconv::cpu {
 
+// Whether the pixels that the only tap reads are numbered as those of the grid, without gaps.
+bool panel_reads_flat_images(const GatherConv& conv);
+
 // Fills in the blocking (block_tiles, slots) of `plan`.
 void plan_panel(const GatherConv& conv, int64_t threads, GatherPlan* plan);
 

@@ -52,6 +52,23 @@ struct BlockCopy {
   int64_t target_pixel;
 };
 
+// At most a vector of pixels that lie side by side on both sides of a copy.
+struct PixelPiece {
+  const float* source;  // channel 0
+  float* target;
+  int64_t pixels;
+};
+
+// piece.target[c * target_channel + l] = piece.source[c * source_channel + l] for c < channels, l <
+// piece.pixels of every piece. Channel by channel, so that images are read from front to back.
+struct PieceCopy {
+  const PixelPiece* pieces;
+  int64_t count;
+  int64_t channels;
+  int64_t source_channel;
+  int64_t target_channel;
+};
+
 // target[targets[k] * target_pitch + j] = source[j * source_pitch + k] for j < columns, k < depth,
 // where targets[k] is not negative: a transposition that also orders the rows. Whole vectors are
 // written; those past the last column become zero.
@@ -203,6 +220,7 @@ struct Conv2dKernels {
   // total[i] += sum of the `lanes` floats of sums[i], for i < count.
   void (*add_lanes)(const float* sums, int64_t count, float* total);
   void (*pack_panel)(const PanelPack& pack);
+  void (*copy_pieces)(const PieceCopy& copy);
   void (*copy_block)(const BlockCopy& copy);
   void (*pack_columns)(const ColumnPack& pack);
   void (*unpack_columns)(const ColumnUnpack& unpack);

@@ -19,6 +19,7 @@ const Conv2dKernels kConv2dKernelsAvx2 = {
     {dot_family<3, 3>(), dot_family<5, 1>(), dot_family<7, 1>()},
     &add_lanes,
     &pack_panel,
+    &copy_pieces,
     &copy_block,
     &pack_columns,
     &unpack_columns,

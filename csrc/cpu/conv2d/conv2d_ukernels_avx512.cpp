@@ -19,6 +19,7 @@ const Conv2dKernels kConv2dKernelsAvx512 = {
     {dot_family<3, 6>(), dot_family<5, 3>(), dot_family<7, 2>()},
     &add_lanes,
     &pack_panel,
+    &copy_pieces,
     &copy_block,
     &pack_columns,
     &unpack_columns,

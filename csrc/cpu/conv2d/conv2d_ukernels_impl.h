@@ -25,6 +25,8 @@ using fastconv::cpu::DotFamily;
 using fastconv::cpu::DotTile;
 using fastconv::cpu::DotTileFn;
 using fastconv::cpu::PanelPack;
+using fastconv::cpu::PieceCopy;
+using fastconv::cpu::PixelPiece;
 using fastconv::cpu::PixelRun;
 using fastconv::cpu::WeightFamily;
 using fastconv::cpu::WeightTile;
@@ -182,6 +184,21 @@ void pack_panel(const PanelPack& pack) {
   if (pack.column_stride == 1 && pack.column_step == 2) return pack_runs<move_stride_two>(pack);
   if (pack.channel_stride == 1) return pack_runs<move_channels_last>(pack);
   return pack_runs<move_any_stride>(pack);
+}
+
+void copy_pieces(const PieceCopy& copy) {
+  for (int64_t c = 0; c < copy.channels; ++c) {
+    const int64_t from = c * copy.source_channel, to = c * copy.target_channel;
+    for (int64_t i = 0; i < copy.count; ++i) {
+      const PixelPiece& piece = copy.pieces[i];
+      if (piece.pixels == kLanes) {
+        Simd::store(piece.target + to, Simd::load(piece.source + from));
+      } else {
+        const Simd::Mask mask = Simd::mask_first(piece.pixels);
+        Simd::store_masked(piece.target + to, Simd::load_masked(piece.source + from, mask), mask);
+      }
+    }
+  }
 }
 
 // target rows and source rows are both contiguous: rows x columns floats, whole vectors then a

@@ -41,11 +41,29 @@ struct GemmTile {
 
 using GemmTileFn = void (*)(const GemmTile& tile);
 
+inline constexpr int kMaxTileVectors = 4;
+
+// Where B comes from when its columns are neighbours in at most two places per vector: lanes
+// [0, split) of vector v at low[v] + k * pitch + lane, lanes [split, end) at high[v] + k * pitch +
+// lane, the rest zero. `copy` receives B packed, vectors * lanes floats per row, for other tiles.
+struct GemmColumnSource {
+  const float* low[kMaxTileVectors];
+  const float* high[kMaxTileVectors];
+  int64_t split[kMaxTileVectors];
+  int64_t end[kMaxTileVectors];
+  int64_t pitch;
+  float* copy;
+};
+
+// As the tile of the same size in packed form, but for B: `b` and `b_pitch` are ignored.
+using GemmCopyTileFn = void (*)(const GemmTile& tile, const GemmColumnSource& source);
+
 // One family of tiles: `vectors` vectors wide, 1 .. max_rows rows high.
 struct GemmFamily {
   int64_t vectors;
   int64_t max_rows;
-  const GemmTileFn* by_rows;  // by_rows[rows - 1]
+  const GemmTileFn* by_rows;                // by_rows[rows - 1]
+  const GemmCopyTileFn* copying = nullptr;  // packed families only: copying[rows - 1]
 };
 
 // The two forms below take their operands from where they lie: matrices whose rows are the channels

@@ -15,7 +15,9 @@ namespace {
 
 using fastconv::kMaxTerms;
 using fastconv::cpu::GemmColumnsFn;
+using fastconv::cpu::GemmColumnSource;
 using fastconv::cpu::GemmColumnsTile;
+using fastconv::cpu::GemmCopyTileFn;
 using fastconv::cpu::GemmFamily;
 using fastconv::cpu::GemmPlaceFamily;
 using fastconv::cpu::GemmRowsFn;
@@ -145,6 +147,97 @@ void gemm_tile(const GemmTile& tile) {
   } while (left > 0);
 }
 
+// The columns of B from one or two places per vector, copied on the way.
+template <int Vectors, bool Whole>
+struct CopiedColumns {
+  static constexpr int kLanes = Simd::kLanes;
+
+  explicit CopiedColumns(const GemmColumnSource& source) : pitch(source.pitch), copy(source.copy) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      low[v] = source.low[v];
+      high[v] = source.high[v];
+      low_mask[v] = Simd::mask_first(source.split[v]);
+      high_mask[v] = Simd::mask_range(source.split[v], source.end[v]);
+    }
+  }
+
+  // The next row of B.
+  inline __attribute__((always_inline)) void load(typename Simd::Reg (&b)[Vectors]) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      if constexpr (Whole) {
+        b[v] = Simd::load(low[v]);
+      } else {
+        b[v] = Simd::load_masked_or(high[v], high_mask[v], Simd::load_masked(low[v], low_mask[v]));
+      }
+      Simd::store(copy + v * kLanes, b[v]);
+      low[v] += pitch;
+      if constexpr (!Whole) high[v] += pitch;
+    }
+    copy += Vectors * kLanes;
+  }
+
+  const float* low[Vectors];
+  const float* high[Vectors];
+  Simd::Mask low_mask[Vectors];
+  Simd::Mask high_mask[Vectors];
+  int64_t pitch;
+  float* copy;
+};
+
+template <int Rows, int Vectors, bool Whole>
+void copy_tile(const GemmTile& tile, const GemmColumnSource& source) {
+  typename Simd::Reg acc[Rows][Vectors];
+  const bool init = tile.row_init != nullptr && !tile.accumulate;
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i) {
+    const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = start;
+  }
+  CopiedColumns<Vectors, Whole> columns(source);
+  const float* a = tile.a;
+  int64_t left = tile.depth;
+  bool add = tile.accumulate;
+  do {
+    const int64_t terms = left < kMaxTerms ? left : kMaxTerms;
+    for (int64_t k = 0; k < terms; ++k, a += Rows) {
+      typename Simd::Reg bv[Vectors];
+      columns.load(bv);
+#pragma GCC unroll 32
+      for (int i = 0; i < Rows; ++i) {
+        const auto ai = Simd::set1(a[i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+      }
+    }
+    finish_tile<Rows, Vectors>(tile, acc, add);
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
+    add = true;
+    left -= terms;
+  } while (left > 0);
+}
+
+template <int Rows, int Vectors>
+void copy_any_tile(const GemmTile& tile, const GemmColumnSource& source) {
+  bool whole = true;
+  for (int v = 0; v < Vectors; ++v) whole = whole && source.split[v] == Simd::kLanes;
+  if (whole) return copy_tile<Rows, Vectors, true>(tile, source);
+  copy_tile<Rows, Vectors, false>(tile, source);
+}
+
+template <int Vectors, typename Sequence>
+struct CopyTilesByRows;
+
+template <int Vectors, int... RowsMinusOne>
+struct CopyTilesByRows<Vectors, std::integer_sequence<int, RowsMinusOne...>> {
+  static constexpr GemmCopyTileFn kTiles[] = {&copy_any_tile<RowsMinusOne + 1, Vectors>...};
+};
+
 template <int Vectors, AForm Form, typename Sequence>
 struct TilesByRows;
 
@@ -156,7 +249,10 @@ struct TilesByRows<Vectors, Form, std::integer_sequence<int, RowsMinusOne...>> {
 // Instantiates the kernels with 1 .. MaxRows rows and describes them.
 template <int MaxRows, int Vectors, AForm Form>
 constexpr GemmFamily gemm_family() {
-  using Tiles = TilesByRows<Vectors, Form, std::make_integer_sequence<int, MaxRows>>;
+  using Sequence = std::make_integer_sequence<int, MaxRows>;
+  using Tiles = TilesByRows<Vectors, Form, Sequence>;
+  if constexpr (Form == AForm::kPacked)
+    return {Vectors, MaxRows, Tiles::kTiles, CopyTilesByRows<Vectors, Sequence>::kTiles};
   return {Vectors, MaxRows, Tiles::kTiles};
 }
 
