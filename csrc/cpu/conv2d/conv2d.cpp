@@ -131,8 +131,10 @@ template <typename Visit>
 void for_each_phase(const Conv2dGradInput& call, const char* forced, const Visit& visit) {
   const Conv2dShape& s = call.shape;
   for (int64_t row = 0; row < phase_count(s.stride_height, s.in_height); ++row)
-    for (int64_t column = 0; column < phase_count(s.stride_width, s.in_width); ++column)
-      visit(phase_gather(call, forced, row, column));
+    for (int64_t column = 0; column < phase_count(s.stride_width, s.in_width); ++column) {
+      GatherConv conv = phase_gather(call, forced, row, column);
+      visit(conv);
+    }
 }
 
 }  // namespace
@@ -188,11 +190,14 @@ void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, floa
     some_unreached = some_unreached || conv.taps() == 0;
   });
   if (some_unreached) fill_zero(call, plan.threads);
-  for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
+  bool packed = false;
+  for_each_phase(call, plan.forced, [&](GatherConv& conv) {
     if (conv.taps() == 0) return;
     const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
     record_kernel(KernelId::kConv2dGradInput, gather_algorithm_name(gather.algorithm), plan.isa);
+    conv.weights_packed = packed;
     run_gather(gather, conv, scratch);
+    packed = gather.algorithm == GatherAlgorithm::kRows;
   });
 }
 

@@ -52,11 +52,12 @@ Costs estimate_costs(const GatherConv& conv, int64_t lanes) {
 double panel_cost(const GatherConv& conv, const Costs& costs) {
   const double depth = static_cast<double>(conv.in_channels * conv.taps());
   constexpr int64_t kManyPixels = 128;
-  const bool in_place =
-      conv.output_strides.column == 1 && conv.grid_height * conv.grid_width >= kManyPixels;
+  const bool many_pixels = conv.grid_height * conv.grid_width >= kManyPixels;
+  const bool in_place = conv.output_strides.column == 1 && many_pixels;
   const double unpack = (in_place ? 1.0 : 8.0) * static_cast<double>(conv.out_channels) / depth;
   // Flat images are read in place by the first tile, while it multiplies.
-  if (in_place && panel_reads_flat_images(conv)) return costs.multiply;
+  if (many_pixels && panel_reads_flat_images(conv))
+    return costs.multiply + (in_place ? 0.0 : unpack);
   return costs.multiply * 1.05 + costs.pack + unpack;
 }
 
@@ -103,7 +104,9 @@ double rows_cost(const GatherConv& conv, const Costs& costs) {
   const double multiply =
       costs.multiply * channel_waste * 1.03 + 8.0 * channels / (32.0 * conv.in_channels);
   const double steps = static_cast<double>(conv.step_height * conv.step_width);
-  const double copy = conv.input_strides.channel == 1 ? 0.0 : 5.0 * steps / taps;
+  // With a stride most of what is transposed goes unused.
+  const double copy =
+      conv.input_strides.channel == 1 ? 0.0 : (steps > 1.0 ? 10.0 : 5.0) * steps / taps;
   const double unpack = conv.output_strides.channel == 1 ? 0.0 : 5.0 * channels / depth;
   return multiply + copy + unpack;
 }

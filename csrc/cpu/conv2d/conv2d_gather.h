@@ -60,6 +60,7 @@ struct GatherConv {
   const char* forced;   // algorithm to use, or nullptr for the best
   int64_t weight_taps;  // taps of the whole kernel; equal to taps() when all take part, in order
   const float* bias;    // [groups * out_channels] or nullptr
+  bool weights_packed;  // rows: the scratch memory still holds those of another phase
 
   int64_t taps() const { return static_cast<int64_t>(tap_rows.size() * tap_columns.size()); }
   int64_t pixels() const { return batch * grid_height * grid_width; }

@@ -75,6 +75,7 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   constexpr int64_t kFewSums = 128 * 1024;
   constexpr int64_t kMaxDotSums = 8 * 1024;  // a vector each
   constexpr int64_t kFewChannels = 8;
+  constexpr int64_t kManyChannels = 512;
   const Conv2dShape& s = call.shape;
   if (depthwise_applies(call)) return WeightAlgorithm::kDepthwise;
   const int64_t sums = s.in_channels * s.taps() * s.out_channels;
@@ -84,10 +85,12 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const int64_t neighbours = s.dilation_width > 1 ? 1 : s.kernel_width;
   const bool few_channels = s.group_in_channels() * neighbours < kFewChannels;
   if (weight_winograd_pays(s)) return WeightAlgorithm::kWinograd;
+  // Rows reads single pixels of a strided image, which compete for the same lines of the caches
+  // when they have many channels.
+  const bool skips_pixels = s.taps() == 1 && s.stride_height * s.stride_width > 1;
+  if (skips_pixels && s.group_in_channels() >= kManyChannels) return WeightAlgorithm::kPanel;
   if (call.input_strides.channel == 1 && !few_channels) return WeightAlgorithm::kRows;
-  const bool flat = s.stride_height == 1 && s.stride_width == 1 && s.taps() == 1;
-  const bool panel_suits =
-      flat ? weight_panel_in_place(call, isa) : s.taps() == 1 && many_pixels && sums <= kFewSums;
+  const bool panel_suits = skips_pixels || weight_panel_in_place(call, isa);
   const WeightAlgorithm other =
       few_channels || panel_suits ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
   if (!weight_direct_applies(s)) return other;

@@ -4,6 +4,7 @@
 // by line.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

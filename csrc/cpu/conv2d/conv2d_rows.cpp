@@ -43,9 +43,14 @@ int64_t block_channels(Isa isa) {
   return kernels.place_wide.vectors * kernels.lanes;
 }
 
+// Rows of the packed weights: [tap of the whole kernel][channel], of which a gather may use some.
+int64_t packed_rows(const GatherConv& conv) {
+  return conv.in_channels * conv.weight_taps;
+}
+
 // Floats of the packed weights of one group; every block of output channels is padded to vectors.
 int64_t group_weight_floats(const GatherPlan& plan, const GatherConv& conv) {
-  return round_up(conv.out_channels, gemm_kernels(plan.isa).lanes) * conv.in_channels * conv.taps();
+  return round_up(conv.out_channels, gemm_kernels(plan.isa).lanes) * packed_rows(conv);
 }
 
 // The input rows that `grid_rows` neighbouring grid rows reach.
@@ -85,50 +90,61 @@ PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
   return source;
 }
 
-// Packs w[tap][channel][column] of the block of output channels that starts at `o`.
+// Packs w[tap][channel][column] for the block of output channels that starts at `o` and for the
+// input channels [first, end).
 void pack_block(const GatherPlan& plan, const GatherConv& conv, int64_t group, int64_t o,
-                const std::vector<int64_t>& targets, float* target) {
+                int64_t first, int64_t end, const int64_t* targets, float* target) {
   const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
+  const int64_t taps = conv.weight_taps;
   const int64_t columns = std::min(block_channels(plan.isa), conv.out_channels - o);
   const int64_t pitch = round_up(columns, gemm_kernels(plan.isa).lanes);
   const float* source = conv.weight + group * conv.weight_group + o * conv.weight_out;
-  if (conv.weight_in == conv.weight_taps) {
-    kernels.pack_columns({columns, static_cast<int64_t>(targets.size()), source, conv.weight_out,
-                          targets.data(), target, pitch});
+  if (conv.weight_in == taps) {
+    kernels.pack_columns({columns, (end - first) * taps, source + first * taps, conv.weight_out,
+                          targets + first * taps, target, pitch});
     return;
   }
-  for (int64_t c = 0; c < conv.in_channels; ++c)
-    kernels.pack_columns({columns, conv.weight_taps, source + c * conv.weight_in, conv.weight_out,
-                          targets.data(), target + c * pitch, pitch});
+  for (int64_t c = first; c < end; ++c)
+    kernels.pack_columns({columns, taps, source + c * conv.weight_in, conv.weight_out, targets,
+                          target + c * pitch, pitch});
 }
 
 void pack_weights(const GatherPlan& plan, const GatherConv& conv, float* packed) {
-  // Row of the packed block that each weight of [channel][tap] goes to; -1: takes no part. Without
-  // neighbouring channels in memory only those of channel 0.
-  const int64_t channels = conv.weight_in == conv.weight_taps ? conv.in_channels : 1;
-  std::vector<int64_t> targets(channels * conv.weight_taps, -1);
-  int64_t tap = 0;
-  for (int64_t r : conv.weight_rows)
-    for (int64_t q : conv.weight_columns) {
-      for (int64_t c = 0; c < channels; ++c)
-        targets[c * conv.weight_taps + r + q] = tap * conv.in_channels + c;
-      ++tap;
-    }
+  // Row of the packed block that each weight of [channel][tap] goes to; without neighbouring
+  // channels in memory only those of channel 0.
+  const int64_t taps = conv.weight_taps;
+  const int64_t channels = conv.weight_in == taps ? conv.in_channels : 1;
+  std::vector<int64_t> targets(channels * taps);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap) targets[c * taps + tap] = tap * conv.in_channels + c;
   const int64_t block = block_channels(plan.isa);
   const int64_t row_blocks = ceil_div(conv.out_channels, block);
-  const int64_t pieces = conv.groups * row_blocks;
-  const int64_t floats = conv.weights();
-  const int64_t slots = std::min(pieces, worthwhile_threads(4 * floats, 8 * floats));
+  const int64_t floats = conv.groups * group_weight_floats(plan, conv);
+  const int64_t threads = worthwhile_threads(4 * floats, 8 * floats);
+  // Few output channels are cut along the input channels.
+  const int64_t cuts = std::min(conv.in_channels, ceil_div(threads, conv.groups * row_blocks));
+  const int64_t pieces = conv.groups * row_blocks * cuts;
+  const int64_t slots = std::min(pieces, threads);
   parallel_for(slots, [&](int64_t slot) {
     for (int64_t p = pieces * slot / slots; p < pieces * (slot + 1) / slots; ++p) {
-      const int64_t group = p / row_blocks;
-      const int64_t o = p % row_blocks * block;
-      pack_block(
-          plan, conv, group, o, targets,
-          packed + group * group_weight_floats(plan, conv) + o * conv.in_channels * conv.taps());
+      const int64_t cut = p % cuts;
+      const int64_t group = p / cuts / row_blocks;
+      const int64_t o = p / cuts % row_blocks * block;
+      pack_block(plan, conv, group, o, conv.in_channels * cut / cuts,
+                 conv.in_channels * (cut + 1) / cuts, targets.data(),
+                 packed + group * group_weight_floats(plan, conv) + o * packed_rows(conv));
     }
   });
 }
+
+// Grid rows [first_row, first_row + rows) of neighbouring images of one group.
+struct Block {
+  int64_t group;
+  int64_t image;
+  int64_t images;
+  int64_t first_row;
+  int64_t rows;
+};
 
 // Works on blocks of pixels, in one slot: several whole images, or some grid rows of one.
 class RowsWork {
@@ -161,62 +177,46 @@ class RowsWork {
                              InputRows(conv, plan.strip_rows).reach);
   }
 
-  void run(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+  void run(const Block& block) {
+    const auto [group, image, images, first_row, rows] = block;
     const InputRows used(conv_, rows);
     const int64_t top = first_row * conv_.step_height + used.top;
     input_ = pixel_rows(kernels_, group_input(conv_, group, image), images, top, top + used.reach,
                         copy_);
-    locate_tiles(group, image, images, first_row, rows);
+    locate_tiles(block);
     for (int64_t o = 0; o < conv_.out_channels; o += block_channels_) {
       const int64_t channels = std::min(block_channels_, conv_.out_channels - o);
       multiply(group, o, channels);
-      if (!output_in_place(conv_)) unpack(group, o, channels, image, images, first_row, rows);
+      if (!output_in_place(conv_)) unpack(block, o, channels);
     }
   }
 
  private:
   // Lists, for every tile of the block's flat pixels, the taps that reach the input, a pointer per
   // such tap and pixel, and a pointer to each pixel's results.
-  void locate_tiles(int64_t group, int64_t image, int64_t images, int64_t first_row, int64_t rows) {
-    const Strides4& out = conv_.output_strides;
-    const bool in_place = output_in_place(conv_);
-    const int64_t output_pitch = std::min(block_channels_, conv_.out_channels);
-    float* results = conv_.output + image * out.batch + group * conv_.out_channels * out.channel;
+  void locate_tiles(const Block& block) {
     tiles_.clear();
     sources_.clear();
     taps_.clear();
+    weight_rows_.clear();
     targets_.clear();
-    const int64_t pixels = images * rows * conv_.grid_width;
-    for (int64_t first = 0; first < pixels; first += tile_pixels_) {
-      const int64_t count = std::min(tile_pixels_, pixels - first);
-      Pixel at[kMaxTilePixels];
-      for_each_pixel_run(
-          first, count, rows, conv_.grid_width,
-          [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
-            const int64_t row = (first_row + i) * conv_.step_height;
-            const float* source = input_.origin + n * input_.image_pitch + row * input_.row_pitch;
-            float* target = results + n * out.batch + (first_row + i) * out.row;
-            for (int64_t l = 0; l < length; ++l) {
-              const int64_t column = (j + l) * conv_.step_width;
-              at[offset + l] = {source + column * input_.pixel_pitch, row, column};
-              targets_.push_back(in_place ? target + (j + l) * out.column
-                                          : output_ + (first + offset + l) * output_pitch);
-            }
-          });
-      Tile tile{count, 0, static_cast<int64_t>(sources_.size()), static_cast<int64_t>(taps_.size()),
-                first};
-      int64_t segment = 0;
-      for (int64_t tap_row : conv_.tap_rows)
-        for (int64_t tap_column : conv_.tap_columns) {
-          if (list_sources(at, count, tap_row, tap_column)) {
-            taps_.push_back(segment * depth_);
-            ++tile.taps;
-          }
-          ++segment;
-          if (folded_) break;  // the first column stands for the whole kernel row
-        }
-      tiles_.push_back(tile);
-    }
+    // Tiles that end with a row of the grid leave out kernel rows that lie outside the input: on
+    // maps of few rows many do.
+    const int64_t width = conv_.grid_width;
+    const int64_t pixels = block.images * block.rows * width;
+    const bool few_rows = conv_.grid_height <= 2 * static_cast<int64_t>(conv_.tap_rows.size());
+    const bool by_row =
+        few_rows && conv_.grid_height > 1 && 8 * round_up(width, tile_pixels_) <= 9 * width;
+    const int64_t line = by_row ? width : pixels;
+    const int64_t pieces = ceil_div(line, tile_pixels_);
+    for (int64_t start = 0; start < pixels; start += line)
+      for (int64_t p = 0; p < pieces; ++p) {
+        const int64_t first = by_row ? line * p / pieces : tile_pixels_ * p;
+        const int64_t end = by_row ? line * (p + 1) / pieces : std::min(first + tile_pixels_, line);
+        Pixel at[kMaxTilePixels];
+        locate_pixels(block, start + first, end - first, at);
+        add_tile(start + first, end - first, at);
+      }
   }
 
   struct Pixel {
@@ -224,6 +224,42 @@ class RowsWork {
     int64_t row;          // its place in the input
     int64_t column;
   };
+
+  void locate_pixels(const Block& block, int64_t first, int64_t count, Pixel* at) {
+    const Strides4& out = conv_.output_strides;
+    const bool in_place = output_in_place(conv_);
+    const int64_t output_pitch = std::min(block_channels_, conv_.out_channels);
+    float* results =
+        conv_.output + block.image * out.batch + block.group * conv_.out_channels * out.channel;
+    for_each_pixel_run(
+        first, count, block.rows, conv_.grid_width,
+        [&](int64_t n, int64_t i, int64_t j, int64_t length, int64_t offset) {
+          const int64_t row = (block.first_row + i) * conv_.step_height;
+          const float* source = input_.origin + n * input_.image_pitch + row * input_.row_pitch;
+          float* target = results + n * out.batch + (block.first_row + i) * out.row;
+          for (int64_t l = 0; l < length; ++l) {
+            const int64_t column = (j + l) * conv_.step_width;
+            at[offset + l] = {source + column * input_.pixel_pitch, row, column};
+            targets_.push_back(in_place ? target + (j + l) * out.column
+                                        : output_ + (first + offset + l) * output_pitch);
+          }
+        });
+  }
+
+  void add_tile(int64_t first, int64_t count, const Pixel* at) {
+    Tile tile{count, 0, static_cast<int64_t>(sources_.size()), static_cast<int64_t>(taps_.size()),
+              first};
+    const size_t columns = folded_ ? 1 : conv_.tap_columns.size();  // the first for all of them
+    for (size_t r = 0; r < conv_.tap_rows.size(); ++r)
+      for (size_t q = 0; q < columns; ++q) {
+        if (!list_sources(at, count, conv_.tap_rows[r], conv_.tap_columns[q])) continue;
+        taps_.push_back(static_cast<int64_t>(r * columns + q));
+        weight_rows_.push_back((conv_.weight_rows[r] + conv_.weight_columns[q]) *
+                               conv_.in_channels);
+        ++tile.taps;
+      }
+    tiles_.push_back(tile);
+  }
 
   // Appends what one tap reads for each pixel; nothing when it reaches the input for none of them.
   bool list_sources(const Pixel* at, int64_t count, int64_t tap_row, int64_t tap_column) {
@@ -249,8 +285,7 @@ class RowsWork {
     const GemmPlaceFamily& family = tile_family(plan_.isa, channels);
     GemmRowsTile call{};
     call.depth = depth_;
-    call.b =
-        weights_ + group * group_weight_floats(plan_, conv_) + o * conv_.in_channels * conv_.taps();
+    call.b = weights_ + group * group_weight_floats(plan_, conv_) + o * packed_rows(conv_);
     call.c_offset = output_in_place(conv_) ? o : 0;
     call.columns = channels;
     call.column_init =
@@ -259,24 +294,23 @@ class RowsWork {
     const int64_t chunk = std::max<int64_t>(1, kChunkFloats / (width * depth_));
     done_.assign(tiles_.size(), 0);
     for (int64_t first = 0; first < segments_; first += chunk) {
-      const int64_t end = (first + chunk) * depth_;
       call.accumulate = first > 0;
       for (size_t t = 0; t < tiles_.size(); ++t) {
         const Tile& tile = tiles_[t];
-        const int64_t* offsets = taps_.data() + tile.first_tap;
+        const int64_t* taps = taps_.data() + tile.first_tap;
         const int64_t begin = done_[t];
-        while (done_[t] < tile.taps && offsets[done_[t]] < end) ++done_[t];
+        while (done_[t] < tile.taps && taps[done_[t]] < first + chunk) ++done_[t];
         call.segments = done_[t] - begin;
         call.a = sources_.data() + tile.first_source + begin * tile.pixels;
-        call.b_offsets = offsets + begin;
+        call.b_offsets = weight_rows_.data() + tile.first_tap + begin;
         call.c = targets_.data() + tile.first_pixel;
         if (call.segments > 0 || !call.accumulate) family.rows[tile.pixels - 1](call);
       }
     }
   }
 
-  void unpack(int64_t group, int64_t o, int64_t channels, int64_t image, int64_t images,
-              int64_t first_row, int64_t rows) const {
+  void unpack(const Block& block, int64_t o, int64_t channels) const {
+    const auto [group, image, images, first_row, rows] = block;
     const Strides4& out = conv_.output_strides;
     const int64_t pitch = std::min(block_channels_, conv_.out_channels);
     const bool dense = out.row == conv_.grid_width * out.column;
@@ -295,7 +329,7 @@ class RowsWork {
     int64_t pixels;
     int64_t taps;          // taps or kernel rows that reach the input for any of its pixels
     int64_t first_source;  // index into sources_: [taps, pixels]
-    int64_t first_tap;     // index into taps_
+    int64_t first_tap;     // index into taps_ and weight_rows_
     int64_t first_pixel;   // index into targets_
   };
 
@@ -314,7 +348,8 @@ class RowsWork {
   PixelRows input_{};  // of the block
   std::vector<Tile> tiles_;
   std::vector<const float*> sources_;
-  std::vector<int64_t> taps_;  // row of the packed weights at which the tap starts
+  std::vector<int64_t> taps_;
+  std::vector<int64_t> weight_rows_;  // per tap: row of the packed weights at which it starts
   std::vector<float*> targets_;
   std::vector<int64_t> done_;  // per tile: taps of earlier chunks
 };
@@ -359,7 +394,7 @@ int64_t rows_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
 }
 
 void run_rows(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
-  pack_weights(plan, conv, scratch);
+  if (!conv.weights_packed) pack_weights(plan, conv, scratch);
   float* slots = scratch + weight_floats(plan, conv);
   const int64_t strips = ceil_div(conv.grid_height, plan.strip_rows);
   const int64_t image_blocks = ceil_div(conv.batch, plan.block_images);
@@ -369,8 +404,8 @@ void run_rows(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
     for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
       const int64_t first_row = u % strips * plan.strip_rows;
       const int64_t image = u / strips % image_blocks * plan.block_images;
-      work.run(u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
-               first_row, std::min(plan.strip_rows, conv.grid_height - first_row));
+      work.run({u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
+                first_row, std::min(plan.strip_rows, conv.grid_height - first_row)});
     }
   });
 }

@@ -299,6 +299,9 @@ void plan_winograd(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
   plan->block_images = std::max<int64_t>(1, tiles / plane);
   plan->strip_rows = tile_rows(conv);
   int64_t blocks = ceil_div(conv.batch, plan->block_images);
+  // Threads take the same number of blocks, or nearly so.
+  plan->block_images = ceil_div(conv.batch, round_up(blocks, std::min(shares, conv.batch)));
+  blocks = ceil_div(conv.batch, plan->block_images);
   if (tiles < plane) {
     const int64_t rows = std::max<int64_t>(1, tiles / row_tiles(conv));
     plan->strip_rows = ceil_div(tile_rows(conv), ceil_div(tile_rows(conv), rows));
