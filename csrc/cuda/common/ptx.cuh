@@ -100,11 +100,15 @@ __device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_ro
 #endif
 }
 
-#if !FC_EMULATED && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-// Launchers never choose tensor-core kernels on such a GPU.
-__device__ inline void no_such_instruction() {
-  asm volatile("trap;");
-}
+// mma.sync with float32 sums, d += a b, in one of its forms: all have the same registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define FC_MMA_SYNC(form) asm volatile("trap;")  // launchers never choose tensor cores there
+#else
+#define FC_MMA_SYNC(form)                                                         \
+  asm volatile("mma.sync.aligned." form                                           \
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                   \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 #endif
 
 // d += a b, 16 x 8 x 16.
@@ -112,14 +116,8 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const
                                     Bf16 FC_WHERE) {
 #if FC_EMULATED
   cuda_shim::mma_m16n8k16_bf16(d, a, b, where);
-#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  no_such_instruction();
+  FC_MMA_SYNC("m16n8k16.row.col.f32.bf16.bf16.f32");
 #endif
 }
 
@@ -127,14 +125,8 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const
                                     Half FC_WHERE) {
 #if FC_EMULATED
   cuda_shim::mma_m16n8k16_half(d, a, b, where);
-#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  no_such_instruction();
+  FC_MMA_SYNC("m16n8k16.row.col.f32.f16.f16.f32");
 #endif
 }
 
@@ -143,16 +135,12 @@ __device__ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
                                         const uint32_t (&b)[2] FC_WHERE) {
 #if FC_EMULATED
   cuda_shim::mma_m16n8k8_tf32(d, a, b, where);
-#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  no_such_instruction();
+  FC_MMA_SYNC("m16n8k8.row.col.f32.tf32.tf32.f32");
 #endif
 }
+
+#undef FC_MMA_SYNC
 
 // x rounded to the 10 mantissa bits of tf32, to nearest, ties away from zero; as register bits.
 __device__ inline uint32_t to_tf32(float x) {

@@ -12,6 +12,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/types.cuh"
 #include "cuda/conv2d/conv2d_depthwise.h"
+#include "cuda/conv2d/conv2d_elements.cuh"
 
 namespace fastconv::cuda {
 namespace {
@@ -259,22 +260,6 @@ cudaError_t launch_forward(const DepthwiseParams& p, bool registers, cudaStream_
   }
 }
 
-// Calls launch(T{}) for the element type of the call.
-template <typename Launch>
-cudaError_t with_element(Conv2dElement element, const Launch& launch) {
-  switch (element) {
-    case Conv2dElement::kFloat32:
-      return launch(float{});
-    case Conv2dElement::kBFloat16:
-      return launch(__nv_bfloat16{});
-    case Conv2dElement::kFloat16:
-      return launch(__half{});
-    case Conv2dElement::kFloat64:
-      break;
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 bool conv2d_depthwise_applies(const Conv2dCall& call) {
@@ -312,7 +297,7 @@ cudaError_t launch_conv2d_forward_depthwise(const Conv2dForward& call, cudaStrea
   p.slope = call.negative_slope;
   const bool registers = in_registers(s, 2);
   number(p, s.batch, s.out_channels, registers ? rows_of(p.kernel_height) : 1);
-  return with_element(call.element, [&](auto element) {
+  return with_conv2d_float(call.element, [&](auto element) {
     return launch_forward<decltype(element)>(p, registers, stream);
   });
 }
@@ -339,7 +324,7 @@ cudaError_t launch_conv2d_grad_input_depthwise(const Conv2dGradInput& call, cuda
     p.padding_width = p.kernel_width - 1 - p.padding_width;
   }
   number(p, s.batch, s.in_channels, registers ? rows_of(p.kernel_height) : 1);
-  return with_element(call.element, [&](auto element) {
+  return with_conv2d_float(call.element, [&](auto element) {
     using T = decltype(element);
     if (registers) return launch_forward<T>(p, true, stream);
     return FC_LAUNCH(conv2d_depthwise_grad_input_kernel<T>, grid_for(p.count, kThreads), kThreads,

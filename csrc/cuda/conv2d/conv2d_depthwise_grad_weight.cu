@@ -17,6 +17,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/types.cuh"
 #include "cuda/conv2d/conv2d_depthwise.h"
+#include "cuda/conv2d/conv2d_elements.cuh"
 #include "cuda/conv2d/conv2d_partials.h"
 
 namespace fastconv::cuda {
@@ -212,21 +213,6 @@ cudaError_t launch_kernel(const DepthwiseGradParams& p, dim3 grid, cudaStream_t 
   return FC_LAUNCH((conv2d_depthwise_grad_weight_kernel<T, 0>), grid, block, kShared, stream, p);
 }
 
-cudaError_t launch_elements(const Conv2dGradWeight& call, dim3 grid, cudaStream_t stream) {
-  const DepthwiseGradParams p = params_of(call);
-  switch (call.element) {
-    case Conv2dElement::kFloat32:
-      return launch_kernel<float>(p, grid, stream);
-    case Conv2dElement::kBFloat16:
-      return launch_kernel<__nv_bfloat16>(p, grid, stream);
-    case Conv2dElement::kFloat16:
-      return launch_kernel<__half>(p, grid, stream);
-    case Conv2dElement::kFloat64:
-      break;
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 int64_t conv2d_depthwise_splits(const Conv2dGradWeight& call) {
@@ -245,7 +231,10 @@ int64_t conv2d_depthwise_splits(const Conv2dGradWeight& call) {
 cudaError_t launch_conv2d_grad_weight_depthwise(const Conv2dGradWeight& call, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(channel_blocks(call)),
                   static_cast<unsigned>(call.plan.splits));
-  const cudaError_t status = launch_elements(call, grid, stream);
+  const DepthwiseGradParams p = params_of(call);
+  const cudaError_t status = with_conv2d_float(call.element, [&](auto element) {
+    return launch_kernel<decltype(element)>(p, grid, stream);
+  });
   if (status != cudaSuccess) return status;
   return launch_conv2d_sum_partials(
       call, {call.workspace, call.plan.splits, 1, conv2d_partial_row(call, 1)}, stream);

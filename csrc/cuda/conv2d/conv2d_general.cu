@@ -11,6 +11,7 @@
 #include "cuda/common/divmod.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/types.cuh"
+#include "cuda/conv2d/conv2d_elements.cuh"
 #include "cuda/conv2d/conv2d_general.h"
 #include "cuda/conv2d/conv2d_partials.h"
 
@@ -336,21 +337,10 @@ cudaError_t launch_conv2d_forward_general(const Conv2dForward& call, cudaStream_
                          call.negative_slope,
                          channels_fastest(call.output_strides)};
   const unsigned grid = grid_for(outputs, kThreads);
-  switch (call.element) {
-    case Conv2dElement::kFloat32:
-      return FC_LAUNCH(conv2d_forward_general_kernel<float>, grid, kThreads, 0, stream, args,
-                       outputs);
-    case Conv2dElement::kFloat64:
-      return FC_LAUNCH(conv2d_forward_general_kernel<double>, grid, kThreads, 0, stream, args,
-                       outputs);
-    case Conv2dElement::kBFloat16:
-      return FC_LAUNCH(conv2d_forward_general_kernel<__nv_bfloat16>, grid, kThreads, 0, stream,
-                       args, outputs);
-    case Conv2dElement::kFloat16:
-      return FC_LAUNCH(conv2d_forward_general_kernel<__half>, grid, kThreads, 0, stream, args,
-                       outputs);
-  }
-  return cudaErrorInvalidValue;
+  return with_conv2d_element(call.element, [&](auto element) {
+    return FC_LAUNCH(conv2d_forward_general_kernel<decltype(element)>, grid, kThreads, 0, stream,
+                     args, outputs);
+  });
 }
 
 cudaError_t launch_conv2d_grad_input_general(const Conv2dGradInput& call, cudaStream_t stream) {
@@ -365,21 +355,10 @@ cudaError_t launch_conv2d_grad_input_general(const Conv2dGradInput& call, cudaSt
                            call.grad_input_strides,
                            channels_fastest(call.grad_input_strides)};
   const unsigned grid = grid_for(inputs, kThreads);
-  switch (call.element) {
-    case Conv2dElement::kFloat32:
-      return FC_LAUNCH(conv2d_grad_input_general_kernel<float>, grid, kThreads, 0, stream, args,
-                       inputs);
-    case Conv2dElement::kFloat64:
-      return FC_LAUNCH(conv2d_grad_input_general_kernel<double>, grid, kThreads, 0, stream, args,
-                       inputs);
-    case Conv2dElement::kBFloat16:
-      return FC_LAUNCH(conv2d_grad_input_general_kernel<__nv_bfloat16>, grid, kThreads, 0, stream,
-                       args, inputs);
-    case Conv2dElement::kFloat16:
-      return FC_LAUNCH(conv2d_grad_input_general_kernel<__half>, grid, kThreads, 0, stream, args,
-                       inputs);
-  }
-  return cudaErrorInvalidValue;
+  return with_conv2d_element(call.element, [&](auto element) {
+    return FC_LAUNCH(conv2d_grad_input_general_kernel<decltype(element)>, grid, kThreads, 0, stream,
+                     args, inputs);
+  });
 }
 
 cudaError_t launch_conv2d_grad_weight_general(const Conv2dGradWeight& call, cudaStream_t stream) {
@@ -397,25 +376,10 @@ cudaError_t launch_conv2d_grad_weight_general(const Conv2dGradWeight& call, cuda
                             row,
                             ceil_div(s.batch * s.out_pixels(), call.plan.splits)};
   const unsigned grid = grid_for(sums, kThreads);
-  cudaError_t error = cudaErrorInvalidValue;
-  switch (call.element) {
-    case Conv2dElement::kFloat32:
-      error = FC_LAUNCH(conv2d_grad_weight_general_kernel<float>, grid, kThreads, 0, stream, args,
-                        sums);
-      break;
-    case Conv2dElement::kFloat64:
-      error = FC_LAUNCH(conv2d_grad_weight_general_kernel<double>, grid, kThreads, 0, stream, args,
-                        sums);
-      break;
-    case Conv2dElement::kBFloat16:
-      error = FC_LAUNCH(conv2d_grad_weight_general_kernel<__nv_bfloat16>, grid, kThreads, 0, stream,
-                        args, sums);
-      break;
-    case Conv2dElement::kFloat16:
-      error = FC_LAUNCH(conv2d_grad_weight_general_kernel<__half>, grid, kThreads, 0, stream, args,
-                        sums);
-      break;
-  }
+  const cudaError_t error = with_conv2d_element(call.element, [&](auto element) {
+    return FC_LAUNCH(conv2d_grad_weight_general_kernel<decltype(element)>, grid, kThreads, 0,
+                     stream, args, sums);
+  });
   if (error != cudaSuccess) return error;
   return launch_conv2d_sum_partials(call, {call.workspace, call.plan.splits, group_in, row},
                                     stream);

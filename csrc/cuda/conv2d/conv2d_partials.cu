@@ -5,6 +5,7 @@
 #include "cuda/common/divmod.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/types.cuh"
+#include "cuda/conv2d/conv2d_elements.cuh"
 #include "cuda/conv2d/conv2d_partials.h"
 
 namespace fastconv::cuda {
@@ -90,19 +91,11 @@ cudaError_t launch_conv2d_sum_partials(const Conv2dGradWeight& call, const Conv2
                      s.kernel_width};
   const unsigned grid = grid_for(row, kElements);
   constexpr int kBlock = kElements * kSlices;
-  constexpr size_t kShared = kBlock * sizeof(float);
-  switch (call.element) {
-    case Conv2dElement::kFloat32:
-      return FC_LAUNCH(conv2d_sum_partials_kernel<float>, grid, kBlock, kShared, stream, args);
-    case Conv2dElement::kFloat64:
-      return FC_LAUNCH(conv2d_sum_partials_kernel<double>, grid, kBlock, 2 * kShared, stream, args);
-    case Conv2dElement::kBFloat16:
-      return FC_LAUNCH(conv2d_sum_partials_kernel<__nv_bfloat16>, grid, kBlock, kShared, stream,
-                       args);
-    case Conv2dElement::kFloat16:
-      return FC_LAUNCH(conv2d_sum_partials_kernel<__half>, grid, kBlock, kShared, stream, args);
-  }
-  return cudaErrorInvalidValue;
+  return with_conv2d_element(call.element, [&](auto element) {
+    using T = decltype(element);
+    constexpr size_t kShared = kBlock * sizeof(Accumulate<T>);
+    return FC_LAUNCH(conv2d_sum_partials_kernel<T>, grid, kBlock, kShared, stream, args);
+  });
 }
 
 }  // namespace fastconv::cuda
