@@ -13,7 +13,7 @@ from torch import Tensor
 
 # In the order of the enums in csrc/cuda/conv2d/conv2d.h and csrc/common/activation.h.
 ELEMENTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-ALGORITHMS = ("general", "implicit_gemm", "depthwise")
+ALGORITHMS = ("general", "implicit_gemm", "depthwise", "direct")
 MATHS = ("bfloat16", "float16", "tf32", "tf32x3")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid", "tanh")
 

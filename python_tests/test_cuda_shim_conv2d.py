@@ -174,6 +174,77 @@ def test_general_half_precision(case: Conv2dCase, math: str, shim: CudaShim) -> 
     assert_within(result, oracle_conv2d(tensors, case.options), bound)
 
 
+# --- Direct kernels: few channels -----------------------------------------------------------------
+
+DIRECT = Request(algorithm="direct")
+FEW = [
+    Conv2dCase("few-1-to-6", 2, 1, (11, 9), 6, (5, 5), padding=(2, 2)),
+    Conv2dCase("few-6-to-16", 3, 6, (8, 7), 16, (5, 5)),
+    Conv2dCase("few-3-to-32", 1, 3, (7, 10), 32, (3, 3), padding=(1, 1)),
+    Conv2dCase("few-2-to-3-flat", 2, 2, (1, 9), 3, (1, 4), padding=(0, 3)),
+    Conv2dCase("few-3-to-5-7x7", 2, 3, (9, 8), 5, (7, 7), padding=(3, 3), bias=False),
+    Conv2dCase("few-4-to-3-1x1", 2, 4, (5, 6), 3, (1, 1)),
+    Conv2dCase("few-3-to-9-wide-padding", 1, 3, (3, 4), 9, (2, 3), padding=(4, 5)),
+]
+
+
+@by_id(FEW)
+def test_direct_small_integers_are_exact(case: Conv2dCase, shim: CudaShim) -> None:
+    tensors = make_tensors(case, small_integers)
+    result, plans = run(shim, case, tensors, DIRECT)
+    assert_ran(plans, "direct")
+    assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
+@by_id(FEW)
+def test_direct_parity(case: Conv2dCase, shim: CudaShim) -> None:
+    tensors = make_tensors(case)
+    result, plans = run(shim, case, tensors, dataclasses.replace(DIRECT, flush="start"))
+    assert_ran(plans, "direct")
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
+    assert_all_parity(result, by_torch, oracle_conv2d(tensors, case.options))
+
+
+@by_id(FEW[:3])
+def test_direct_reads_inputs_of_any_layout(case: Conv2dCase, shim: CudaShim) -> None:
+    tensors = make_tensors(case, small_integers)
+    wide = tensors.input.new_full([*tensors.input.shape[:3], 2 * case.size[1]], float("nan"))
+    wide[..., ::2] = tensors.input
+    exact = oracle_conv2d(tensors, case.options)
+    tensors = dataclasses.replace(tensors, input=wide[..., ::2])
+    output, plan = forward(shim, case, tensors, DIRECT)
+    gradient, _, weight_plan = grad_weight(shim, case, tensors, DIRECT)
+    assert (plan.algorithm, weight_plan.algorithm) == ("direct", "direct")
+    assert torch.equal(output.double(), exact.output)
+    assert torch.equal(gradient.double(), exact.grad_weight)
+
+
+@by_id(FEW[:3])
+def test_direct_keeps_nan_and_infinity_where_they_belong(case: Conv2dCase, shim: CudaShim) -> None:
+    tensors = make_tensors(case, small_integers)
+    tensors.input[0, 0, 2, 3] = float("nan")
+    tensors.grad_output[-1, 0, 1, 1] = float("inf")
+    result, plans = run(shim, case, tensors, DIRECT)
+    assert_ran(plans, "direct")
+    exact = oracle_conv2d(tensors, case.options)
+    for name, expected in vars(exact).items():
+        if expected is not None:
+            got = getattr(result, name).double()
+            assert torch.equal(got.isnan(), expected.isnan()), name
+            assert torch.equal(got[~got.isnan()], expected[~expected.isnan()]), name
+    assert exact.output.isnan().any()
+    assert not exact.output.isnan().all()
+
+
+def test_direct_is_not_served_other_layouts(shim: CudaShim) -> None:
+    """Channels-last tensors keep the kernels that read and write them in vectors."""
+    case = FEW[2]
+    tensors = LAYOUTS["channels_last"](make_tensors(case, small_integers))
+    result, plans = run(shim, case, tensors, DIRECT)
+    assert_ran(plans, "general")
+    assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
 # --- Tensor cores ---------------------------------------------------------------------------------
 
 
@@ -267,13 +338,14 @@ def test_split_product_keeps_infinities(shim: CudaShim) -> None:
 
 @pytest.mark.parametrize("copy_at", COPY_AT)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("math", ["general", *GEMM_FORMATS])
+@pytest.mark.parametrize("math", ["general", "direct", *GEMM_FORMATS])
 def test_every_schedule_gives_the_same_bits(
     math: str, schedule: str, copy_at: str, shim: CudaShim
 ) -> None:
-    for case in TINY:
-        tensors = make_tensors(case) if math == "general" else tensors_in(case, math)
-        request = GENERAL if math == "general" else gemm(math, splits=3)
+    plain = {"general": GENERAL, "direct": DIRECT}
+    for case in FEW[:2] if math == "direct" else TINY:
+        tensors = make_tensors(case) if math in plain else tensors_in(case, math)
+        request = plain[math] if math in plain else gemm(math, splits=3)
         shim.configure()
         first, _ = run(shim, case, tensors, request)
         shim.configure(schedule, copy_at=copy_at, seed=len(case.id))
@@ -282,10 +354,15 @@ def test_every_schedule_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "sigmoid", "tanh"])
-@pytest.mark.parametrize("algorithm", ["general", "implicit_gemm"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("layout", "algorithm"),
+    [
+        *itertools.product(["contiguous", "channels_last"], ["general", "implicit_gemm"]),
+        ("contiguous", "direct"),
+    ],
+)
 def test_fused_activation(layout: str, algorithm: str, activation: str, shim: CudaShim) -> None:
-    case = NAMED["channels-33-to-15"]
+    case = FEW[2] if algorithm == "direct" else NAMED["channels-33-to-15"]
     tensors = LAYOUTS[layout](make_tensors(case))
     request = Request(algorithm=algorithm, activation=activation, negative_slope=0.25)
     output, plan = forward(shim, case, tensors, request)
@@ -302,7 +379,7 @@ def test_fused_activation(layout: str, algorithm: str, activation: str, shim: Cu
     assert_parity(output, apply(by_torch), exact, activation)
 
 
-@pytest.mark.parametrize("algorithm", ["general", "implicit_gemm"])
+@pytest.mark.parametrize("algorithm", ["general", "implicit_gemm", "direct"])
 def test_a_changed_weight_changes_its_channel_alone(algorithm: str, shim: CudaShim) -> None:
     """Negative control: one tap off by one is seen, where it should be."""
     case = NAMED["channels-16-to-16"]
@@ -376,9 +453,10 @@ def test_split_product_has_float32_parity_over_many_pixels(mma: str, shim: CudaS
         ("vgg-3x3", "tf32", {}, "implicit_gemm"),
         ("vgg-3x3", "tf32x3", {}, "implicit_gemm"),
         ("vgg-3x3", "tf32", {"compute_capability": 75}, "general"),
-        ("lenet-conv1", "tf32", {}, "depthwise"),
         ("mobilenet-depthwise", "bfloat16", {}, "depthwise"),
-        ("channels-3-to-5", "tf32", {}, "general"),
+        ("lenet-conv2", "tf32", {}, "direct"),
+        ("channels-3-to-5", "tf32", {}, "direct"),
+        ("channels-3-to-5", "bfloat16", {}, "general"),
     ],
 )
 def test_choice(id: str, math: str, options: dict, algorithm: str, shim: CudaShim) -> None:
@@ -388,6 +466,13 @@ def test_choice(id: str, math: str, options: dict, algorithm: str, shim: CudaShi
     result, plans = run(shim, case, tensors, request)
     assert_ran(plans, algorithm, math if algorithm == "implicit_gemm" else None)
     assert_all_equal(result, oracle_conv2d(tensors, case.options))
+
+
+def test_choice_for_one_input_channel(shim: CudaShim) -> None:
+    """The direct kernel of the input gradient would compute three channels for nothing."""
+    case = dataclasses.replace(NAMED["lenet-conv1"], batch=1)
+    _, plans = run(shim, case, make_tensors(case), Request(allow_tf32=True))
+    assert [plan.algorithm for plan in plans] == ["direct", "depthwise", "direct"]
 
 
 def test_float64_never_runs_on_tensor_cores(shim: CudaShim) -> None:

@@ -12,6 +12,7 @@ set(FASTCONV_CUDA_KERNELS
   csrc/cuda/conv2d/conv2d.cu
   csrc/cuda/conv2d/conv2d_depthwise.cu
   csrc/cuda/conv2d/conv2d_depthwise_grad_weight.cu
+  csrc/cuda/conv2d/conv2d_direct.cu
   csrc/cuda/conv2d/conv2d_gemm_bfloat16.cu
   csrc/cuda/conv2d/conv2d_gemm_float16.cu
   csrc/cuda/conv2d/conv2d_gemm_tf32.cu

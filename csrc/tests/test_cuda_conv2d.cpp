@@ -133,36 +133,78 @@ void test_huge_calls_are_planned() {
   CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm);
 }
 
+// A contiguous float32 forward call, stride 1, "same" padding.
+Conv2dForward plain_call(int64_t in, int64_t out, int64_t size, int64_t kernel) {
+  Conv2dForward call{};
+  call.shape = {64,     in, size, size,       out,        size, size, kernel,
+                kernel, 1,  1,    kernel / 2, kernel / 2, 1,    1,    1};
+  call.device = {90, 132, 166912, 167936};
+  call.allow_tf32 = true;
+  call.input_strides = contiguous_strides(in, size, size);
+  call.weight_strides = contiguous_strides(in, kernel, kernel);
+  call.output_strides = contiguous_strides(out, size, size);
+  return call;
+}
+
+void test_choice_of_the_direct_kernels() {
+  const auto algorithm = [](const Conv2dForward& call) {
+    return plan_conv2d_forward(call).algorithm;
+  };
+  CHECK(algorithm(plain_call(1, 6, 28, 5)) == Conv2dAlgorithm::kDirect);    // LeNet
+  CHECK(algorithm(plain_call(6, 16, 14, 5)) == Conv2dAlgorithm::kDirect);   // few multiply-adds
+  CHECK(algorithm(plain_call(3, 64, 224, 3)) == Conv2dAlgorithm::kDirect);  // VGG's first: memory
+  CHECK(algorithm(plain_call(3, 5, 224, 7)) == Conv2dAlgorithm::kDirect);   // tiles half empty
+  CHECK(algorithm(plain_call(3, 64, 224, 7)) == Conv2dAlgorithm::kImplicitGemm);
+  CHECK(algorithm(plain_call(64, 64, 56, 3)) == Conv2dAlgorithm::kImplicitGemm);
+
+  Conv2dForward call = plain_call(3, 32, 32, 3);
+  CHECK(algorithm(call) == Conv2dAlgorithm::kDirect);
+  call.element = Conv2dElement::kBFloat16;
+  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+  call.element = Conv2dElement::kFloat64;
+  CHECK(algorithm(call) == Conv2dAlgorithm::kGeneral);
+  call.element = Conv2dElement::kFloat32;
+  call.output_strides = channels_last_strides(32, 32, 32);
+  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+  call.output_strides = contiguous_strides(32, 32, 32);
+  call.weight_strides.column = 2;
+  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+  call = plain_call(3, 32, 32, 3);
+  call.shape.stride_height = 2;
+  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+}
+
 // --- Kernels
 // --------------------------------------------------------------------------------------
 
 // Few threads: ThreadSanitizer takes its time over each.
-constexpr Conv2dShape kShape = {2, 12, 5, 6, 10, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
+constexpr Conv2dShape kGrouped = {2, 12, 5, 6, 10, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
+constexpr Conv2dShape kFewChannels = {3, 2, 5, 6, 5, 5, 5, 3, 4, 1, 1, 1, 1, 1, 1, 1};
 
-// Everything about one convolution of kShape on small integers, which every format sums exactly.
+// Everything about one convolution on small integers, which every format sums exactly.
 struct Operands {
   std::vector<float> input, weight, bias, grad_output;
+  Strides4 input_strides, weight_strides, output_strides;
 
-  Operands() {
+  explicit Operands(const Conv2dShape& s)
+      : input_strides(contiguous_strides(s.in_channels, s.in_height, s.in_width)),
+        weight_strides(contiguous_strides(s.group_in_channels(), s.kernel_height, s.kernel_width)),
+        output_strides(contiguous_strides(s.out_channels, s.out_height, s.out_width)) {
     const auto fill = [](std::vector<float>& values, int64_t count, int seed) {
       for (int64_t i = 0; i < count; ++i)
         values.push_back(static_cast<float>((i * 7 + seed + i / 5) % 7 - 3));
     };
-    fill(input, kShape.batch * kShape.in_channels * kShape.in_pixels(), 1);
-    fill(weight, kShape.out_channels * kShape.group_in_channels() * kShape.taps(), 2);
-    fill(bias, kShape.out_channels, 3);
-    fill(grad_output, kShape.batch * kShape.out_channels * kShape.out_pixels(), 4);
+    fill(input, s.batch * s.in_channels * s.in_pixels(), 1);
+    fill(weight, s.out_channels * s.group_in_channels() * s.taps(), 2);
+    fill(bias, s.out_channels, 3);
+    fill(grad_output, s.batch * s.out_channels * s.out_pixels(), 4);
   }
 };
 
-const Strides4 kInput = contiguous_strides(12, 5, 6);
-const Strides4 kOutput = contiguous_strides(10, 3, 3);
-const Strides4 kWeight = contiguous_strides(6, 3, 2);
-
 // Plans, launches on guarded workspace, and checks that the launch went well.
 template <typename Call, typename Plan, typename Launch>
-void run(Call& call, const Plan& plan, const Launch& launch) {
-  call.shape = kShape;
+void run(const Conv2dShape& shape, Call& call, const Plan& plan, const Launch& launch) {
+  call.shape = shape;
   call.element = Conv2dElement::kFloat32;
   call.device = {80, 4, 166912, 167936};
   call.plan = plan(call);
@@ -178,62 +220,63 @@ void check_equal(const std::vector<float>& result, const std::vector<float>& exp
     CHECK_WITH(result[i] == expected[i], "element " + std::to_string(i));
 }
 
-void test_kernels(Conv2dAlgorithm algorithm, bool allow_tf32) {
-  const Operands t;
-  std::vector<float> expected(static_cast<size_t>(kShape.batch * kShape.out_channels * 9));
-  cpu::conv2d_forward_reference(kShape, t.input.data(), kInput, t.weight.data(), t.bias.data(),
-                                expected.data(), kOutput);
+void test_kernels(const Conv2dShape& s, Conv2dAlgorithm algorithm, bool allow_tf32) {
+  const Operands t(s);
+  std::vector<float> expected(static_cast<size_t>(s.batch * s.out_channels * s.out_pixels()));
+  cpu::conv2d_forward_reference(s, t.input.data(), t.input_strides, t.weight.data(), t.bias.data(),
+                                expected.data(), t.output_strides);
   std::vector<float> result(expected.size(), NAN);
   Conv2dForward forward{};
   forward.allow_tf32 = allow_tf32;
   forward.input = t.input.data();
-  forward.input_strides = kInput;
+  forward.input_strides = t.input_strides;
   forward.weight = t.weight.data();
-  forward.weight_strides = kWeight;
+  forward.weight_strides = t.weight_strides;
   forward.bias = t.bias.data();
   forward.output = result.data();
-  forward.output_strides = kOutput;
+  forward.output_strides = t.output_strides;
   run(
-      forward, [&](const auto& call) { return plan_conv2d_forward_as(call, algorithm, -1); },
+      s, forward, [&](const auto& call) { return plan_conv2d_forward_as(call, algorithm, -1); },
       launch_conv2d_forward);
   CHECK(forward.plan.algorithm == algorithm);
   check_equal(result, expected);
 
   expected.assign(t.input.size(), 0.0f);
-  cpu::conv2d_grad_input_reference(kShape, t.grad_output.data(), kOutput, t.weight.data(),
-                                   expected.data(), kInput);
+  cpu::conv2d_grad_input_reference(s, t.grad_output.data(), t.output_strides, t.weight.data(),
+                                   expected.data(), t.input_strides);
   result.assign(t.input.size(), NAN);
   Conv2dGradInput grad_input{};
   grad_input.allow_tf32 = allow_tf32;
   grad_input.grad_output = t.grad_output.data();
-  grad_input.grad_output_strides = kOutput;
+  grad_input.grad_output_strides = t.output_strides;
   grad_input.weight = t.weight.data();
-  grad_input.weight_strides = kWeight;
+  grad_input.weight_strides = t.weight_strides;
   grad_input.grad_input = result.data();
-  grad_input.grad_input_strides = kInput;
+  grad_input.grad_input_strides = t.input_strides;
   run(
-      grad_input, [&](const auto& call) { return plan_conv2d_grad_input_as(call, algorithm, -1); },
+      s, grad_input,
+      [&](const auto& call) { return plan_conv2d_grad_input_as(call, algorithm, -1); },
       launch_conv2d_grad_input);
   CHECK(grad_input.plan.algorithm == algorithm);
   check_equal(result, expected);
 
   std::vector<float> expected_bias(t.bias.size());
   expected.assign(t.weight.size(), 0.0f);
-  cpu::conv2d_grad_weight_reference(kShape, t.grad_output.data(), kOutput, t.input.data(), kInput,
-                                    expected.data(), expected_bias.data());
+  cpu::conv2d_grad_weight_reference(s, t.grad_output.data(), t.output_strides, t.input.data(),
+                                    t.input_strides, expected.data(), expected_bias.data());
   result.assign(t.weight.size(), NAN);
   std::vector<float> bias(t.bias.size(), NAN);
   Conv2dGradWeight grad_weight{};
   grad_weight.allow_tf32 = allow_tf32;
   grad_weight.grad_output = t.grad_output.data();
-  grad_weight.grad_output_strides = kOutput;
+  grad_weight.grad_output_strides = t.output_strides;
   grad_weight.input = t.input.data();
-  grad_weight.input_strides = kInput;
+  grad_weight.input_strides = t.input_strides;
   grad_weight.grad_weight = result.data();
-  grad_weight.grad_weight_strides = kWeight;
+  grad_weight.grad_weight_strides = t.weight_strides;
   grad_weight.grad_bias = bias.data();
   run(
-      grad_weight,
+      s, grad_weight,
       [&](const auto& call) { return plan_conv2d_grad_weight_as(call, algorithm, -1, 2); },
       launch_conv2d_grad_weight);
   CHECK(grad_weight.plan.algorithm == algorithm);
@@ -248,11 +291,12 @@ void test_kernels_under_every_schedule() {
     options.copy_at = s % 2 == 0 ? cuda_shim::CopyAt::kWait : cuda_shim::CopyAt::kIssue;
     options.seed = static_cast<uint64_t>(s) + 11;
     cuda_shim::set_options(options);
-    test_kernels(Conv2dAlgorithm::kImplicitGemm, true);
+    test_kernels(kGrouped, Conv2dAlgorithm::kImplicitGemm, true);
+    test_kernels(kFewChannels, Conv2dAlgorithm::kDirect, true);
   }
   // What differs in these is not how threads meet.
-  test_kernels(Conv2dAlgorithm::kImplicitGemm, false);
-  test_kernels(Conv2dAlgorithm::kGeneral, false);
+  test_kernels(kGrouped, Conv2dAlgorithm::kImplicitGemm, false);
+  test_kernels(kGrouped, Conv2dAlgorithm::kGeneral, false);
 }
 
 }  // namespace
@@ -264,6 +308,7 @@ int main() {
   test_axes_refuse_what_they_cannot_count();
   test_choice_of_the_tile();
   test_choice_of_the_splits();
+  test_choice_of_the_direct_kernels();
   test_huge_calls_are_planned();
   test_kernels_under_every_schedule();
   return report();

@@ -10,6 +10,10 @@
 // alias another. Outputs are written completely and never read. A launch only enqueues kernels: it
 // allocates nothing, waits for nothing, can be captured in a graph, and its results are the same
 // bits on every run on the same kind of GPU. With no elements to write it does nothing.
+//
+// Pixels of the padding are zeros that are multiplied like others: against an infinite or NaN
+// weight they give NaN, as torch's own CPU kernels do (oneDNN, which torch calls for some sizes,
+// leaves them out).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,6 +32,7 @@ enum class Conv2dAlgorithm : int {
   kGeneral,       // plain sums in float32 (float64 for float64), any shape
   kImplicitGemm,  // tensor cores on channels-last vectors
   kDepthwise,     // one input channel per group, float32 sums
+  kDirect,        // few channels, float32: the kernels of conv_block2d
 };
 
 // What tensor cores multiply. float32 products are either rounded to tf32 (11 significant bits) or

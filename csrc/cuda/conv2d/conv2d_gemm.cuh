@@ -11,7 +11,13 @@
 // bits. Vectors outside are filled with zeros by the copy itself.
 //
 // The result passes through shared memory, 16 rows of a warp at a time, so that global stores are
-// 16 bytes along the channels or, for other layouts, neighbouring pixels.
+// 16 bytes along the channels (channels-last results, which are written as such and never copied)
+// or, for other layouts, neighbouring pixels. NCHW results are written here, not transposed by a
+// further kernel as NCHW inputs are: a store of a warp is then two runs of 16 pixels, whole sectors
+// but for the ends, and every byte is written once. A transposition would store a quarter of the
+// instructions here, or an eighth in 16 bits, but write, read and write the result: three times the
+// bytes, and one more launch. The input is different because each pixel is read kernel_height *
+// kernel_width times.
 #pragma once
 
 #include "cuda/common/activation.cuh"

@@ -81,6 +81,7 @@ BlockGradWeight weight_call(const ConvBlock2dBackward& call, const float* pixels
   w.input_strides = call.input_strides;
   w.activation = call.shape.activation;
   w.slope = call.shape.negative_slope;
+  w.multiplies_zeros = pixel_grad(call.shape) == PixelGrad::kGiven;
   w.grad_height = grad_height(call.shape);
   w.grad_width = grad_width(call.shape);
   w.grad = pixels;
@@ -113,28 +114,8 @@ Layout layout_of(const ConvBlock2dBackward& call) {
 
 // The convolution whose forward pass `call` was, for its gradient to be computed.
 DirectConv mean_grad_conv(const ConvBlock2dBackward& call, float* pixels) {
-  const Conv2dShape& s = call.shape.conv;
-  DirectConv conv{};
-  conv.batch = s.batch;
-  conv.in_channels = s.in_channels;
-  conv.in_height = s.in_height;
-  conv.in_width = s.in_width;
-  conv.out_channels = s.out_channels;
-  conv.out_height = s.out_height;
-  conv.out_width = s.out_width;
-  conv.kernel_height = s.kernel_height;
-  conv.kernel_width = s.kernel_width;
-  conv.padding_height = s.padding_height;
-  conv.padding_width = s.padding_width;
-  conv.input = call.input;
-  conv.input_strides = call.input_strides;
-  conv.weight = call.weight;
-  conv.weight_out_stride = s.in_channels * s.taps();
-  conv.weight_in_stride = s.taps();
-  conv.bias = call.bias;
-  conv.activation = call.shape.activation;
-  conv.slope = call.shape.negative_slope;
-  conv.pool = call.shape.pool;
+  DirectConv conv =
+      forward_conv(call.shape, call.input, call.input_strides, call.weight, call.bias);
   conv.output = pixels;
   conv.mean_grad = call.grad_output;
   return conv;

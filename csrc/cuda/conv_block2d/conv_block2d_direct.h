@@ -44,6 +44,10 @@ struct DirectConv {
   const float* mean_grad;
 };
 
+// The block's own convolution, but for where its results go.
+DirectConv forward_conv(const ConvBlock2dShape& shape, const float* input,
+                        const Strides4& input_strides, const float* weight, const float* bias);
+
 cudaError_t launch_direct_conv(const DirectConv& conv, const Device& device, cudaStream_t stream);
 
 }  // namespace fastconv::cuda

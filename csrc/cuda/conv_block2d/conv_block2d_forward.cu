@@ -39,8 +39,9 @@ int64_t conv_block2d_offset_bytes(const ConvBlock2dShape& shape) {
   return shape.pool == BlockPool::kMax ? shape.conv.out_channels * shape.cells() : 0;
 }
 
-cudaError_t launch_conv_block2d_forward(const ConvBlock2dForward& call, cudaStream_t stream) {
-  const Conv2dShape& s = call.shape.conv;
+DirectConv forward_conv(const ConvBlock2dShape& shape, const float* input,
+                        const Strides4& input_strides, const float* weight, const float* bias) {
+  const Conv2dShape& s = shape.conv;
   DirectConv conv{};
   conv.batch = s.batch;
   conv.in_channels = s.in_channels;
@@ -53,15 +54,21 @@ cudaError_t launch_conv_block2d_forward(const ConvBlock2dForward& call, cudaStre
   conv.kernel_width = s.kernel_width;
   conv.padding_height = s.padding_height;
   conv.padding_width = s.padding_width;
-  conv.input = call.input;
-  conv.input_strides = call.input_strides;
-  conv.weight = call.weight;
+  conv.input = input;
+  conv.input_strides = input_strides;
+  conv.weight = weight;
   conv.weight_out_stride = s.in_channels * s.taps();
   conv.weight_in_stride = s.taps();
-  conv.bias = call.bias;
-  conv.activation = call.shape.activation;
-  conv.slope = call.shape.negative_slope;
-  conv.pool = call.shape.pool;
+  conv.bias = bias;
+  conv.activation = shape.activation;
+  conv.slope = shape.negative_slope;
+  conv.pool = shape.pool;
+  return conv;
+}
+
+cudaError_t launch_conv_block2d_forward(const ConvBlock2dForward& call, cudaStream_t stream) {
+  DirectConv conv =
+      forward_conv(call.shape, call.input, call.input_strides, call.weight, call.bias);
   conv.output = call.output;
   conv.offsets = call.offsets;
   return launch_direct_conv(conv, call.device, stream);

@@ -5,11 +5,12 @@
 //                             g * x[n, c, i + r - pad, j + q - pad]         grad_bias[o] = sum of g
 //
 // Behind 2 x 2 max pooling one pixel of four has a gradient, behind ReLU fewer; only those are
-// multiplied. A warp owns one output channel and W x 32 of its weights, W per lane in registers. It
-// reads 32 windows at once, a ballot finds the nonzero ones, and each of those is passed to all
-// lanes by shuffles; the pixels come from a tile in shared memory, whose pitch spreads the taps
-// over the banks. Blocks work on slices of the batch and write partial sums, which a second kernel
-// adds up in a fixed order. Sums longer than kMaxTerms are made of parts, for float32's sake.
+// multiplied. Where the gradient is a given one, zeros are multiplied too: they may meet NaN. A
+// warp owns one output channel and W x 32 of its weights, W per lane in registers. It reads 32
+// windows at once, a ballot finds those to add, and each of those is passed to all lanes by
+// shuffles; the pixels come from a tile in shared memory, whose pitch spreads the taps over the
+// banks. Blocks work on slices of the batch and write partial sums, which a second kernel adds up
+// in a fixed order. Sums longer than kMaxTerms are made of parts, for float32's sake.
 #include <algorithm>
 
 #include "common/checked.h"
@@ -37,6 +38,7 @@ struct GradWeightParams {
   int weights;  // of one output channel
   ImageSource image;
   MaxGradSource source;  // of dense gradients: cells are pixels, without output and offsets
+  bool multiplies_zeros;
   int padding_height, padding_width;
   int cell_rows, cell_columns;
   int tile_rows, tile_columns;
@@ -47,10 +49,11 @@ struct GradWeightParams {
   float* bias_partials;  // [slices][out_channels]
 };
 
-// What one lane knows of a window, or that it has nothing to add: 0 and any place.
+// What one lane knows of a window, or that it has nothing to add.
 struct Entry {
   float grad;
   int place;  // of the winning pixel in the tile
+  bool adds;
 };
 
 // `at` numbers the windows of the tile at (row, column) of the plane that `plane` begins.
@@ -59,7 +62,7 @@ __device__ inline Entry load_entry(const GradWeightParams& p, int64_t plane, int
                                    int column) {
   int j;
   const int i = p.by_tile_columns.divmod(at, j);
-  Entry entry{0.0f, 0};
+  Entry entry{0.0f, 0, false};
   if (i < p.tile_rows && row + i < p.cell_rows && column + j < p.cell_columns) {
     const int64_t from = plane + static_cast<int64_t>(row + i) * p.cell_columns + column + j;
     if constexpr (Sparse) {
@@ -70,6 +73,7 @@ __device__ inline Entry load_entry(const GradWeightParams& p, int64_t plane, int
       entry.grad = __ldg(p.source.grad + from);
       entry.place = i * p.tile.pitch + j;
     }
+    entry.adds = p.multiplies_zeros || entry.grad != 0.0f;
   }
   return entry;
 }
@@ -78,10 +82,10 @@ __device__ inline Entry load_entry(const GradWeightParams& p, int64_t plane, int
 template <int W>
 __device__ inline void add_entries(const Entry& entry, const float* pixels, const int (&places)[W],
                                    float (&sums)[W]) {
-  unsigned nonzero = __ballot_sync(kAllLanes, entry.grad != 0.0f);
-  while (nonzero != 0) {
-    const int lane = __ffs(static_cast<int>(nonzero)) - 1;
-    nonzero &= nonzero - 1;
+  unsigned lanes = __ballot_sync(kAllLanes, entry.adds);
+  while (lanes != 0) {
+    const int lane = __ffs(static_cast<int>(lanes)) - 1;
+    lanes &= lanes - 1;
     const float grad = __shfl_sync(kAllLanes, entry.grad, lane);
     const float* pixel = pixels + __shfl_sync(kAllLanes, entry.place, lane);
 #pragma unroll
@@ -255,6 +259,7 @@ GradWeightPlan plan_grad_weight(const BlockGradWeight& c, const Device& device) 
   p.cell_rows = static_cast<int>(c.grad_height / step);
   p.cell_columns = static_cast<int>(c.grad_width / step);
   p.source = {c.grad, c.pooled, c.taps, p.cell_rows, p.cell_columns, c.activation, c.slope};
+  p.multiplies_zeros = c.multiplies_zeros;
   p.padding_height = static_cast<int>(s.padding_height);
   p.padding_width = static_cast<int>(s.padding_width);
 

@@ -22,6 +22,7 @@ struct BlockGradWeight {
   const uint8_t* taps;
   Activation activation;
   float slope;
+  bool multiplies_zeros;  // zeros of the gradient may meet NaN and infinities
   int64_t grad_height;
   int64_t grad_width;
   float* grad_weight;  // or nullptr
