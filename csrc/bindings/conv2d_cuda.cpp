@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // fastconv::conv2d and its backward on CUDA tensors: check, allocate, launch.
+#include "bindings/conv2d_cuda.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <torch/library.h>
@@ -52,7 +54,7 @@ void run_call(CudaCall& cuda_call, Call& call, cuda::Conv2dPlan (*plan)(const Ca
 }
 
 Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
-                  const Conv2dOptions& options) {
+                  const Conv2dOptions& options, Activation activation, double negative_slope) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, bias, options);
   CudaCall cuda_call("conv2d", {{"input", input}, {"weight", weight}, {"bias", bias}});
   Tensor output = empty_output({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
@@ -67,7 +69,8 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
   call.bias = b.defined() ? b.const_data_ptr() : nullptr;
   call.output = output.mutable_data_ptr();
   call.output_strides = strides_of(output);
-  call.activation = Activation::kNone;
+  call.activation = activation;
+  call.negative_slope = static_cast<float>(negative_slope);
   run_call(cuda_call, call, cuda::plan_conv2d_forward, cuda::launch_conv2d_forward);
   return output;
 }
@@ -131,9 +134,8 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
 Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                    int64_t groups) {
-  const Conv2dOptions options{stride, padding, dilation, groups};
-  const Tensor b = bias.value_or(Tensor());
-  return conv2d_of_rank(input, [&](const Tensor& x) { return forward_4d(x, weight, b, options); });
+  return conv2d_activated_cuda(input, weight, bias, {stride, padding, dilation, groups},
+                               Activation::kNone, 0.0);
 }
 
 Tensor3 conv2d_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -147,6 +149,15 @@ Tensor3 conv2d_backward_cuda(const Tensor& grad_output, const Tensor& input, con
 }
 
 }  // namespace
+
+Tensor conv2d_activated_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                             const Conv2dOptions& options, Activation activation,
+                             double negative_slope) {
+  const Tensor b = bias.value_or(Tensor());
+  return conv2d_of_rank(input, [&](const Tensor& x) {
+    return forward_4d(x, weight, b, options, activation, negative_slope);
+  });
+}
 
 TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   m.impl("conv2d", &conv2d_cuda);

@@ -43,6 +43,12 @@ bool options_fuse(const Tensor& input, const Tensor& weight, const OptionalTenso
          conv2d_memory_format(input, weight) == at::MemoryFormat::Contiguous;
 }
 
+PoolKind parse_pool(std::string_view name) {
+  for (int i = 0; i < 3; ++i)
+    if (name == kPoolNames[i]) return static_cast<PoolKind>(i);
+  TORCH_CHECK_VALUE(false, "conv_block2d: expected pool one of none, max, avg, got '", name, "'");
+}
+
 Tensor pooled_by_torch(const Tensor& x, const ConvBlock2dOptions& o) {
   if (o.pool == PoolKind::kMax) return at::max_pool2d(x, o.pool_size, o.pool_stride);
   if (o.pool == PoolKind::kAvg) return at::avg_pool2d(x, o.pool_size, o.pool_stride);
@@ -69,12 +75,6 @@ int64_t plain_size(const Tensor& tensor, int64_t dimension) {
 }
 
 }  // namespace
-
-PoolKind parse_pool(std::string_view name) {
-  for (int i = 0; i < 3; ++i)
-    if (name == kPoolNames[i]) return static_cast<PoolKind>(i);
-  TORCH_CHECK_VALUE(false, "conv_block2d: expected pool one of none, max, avg, got '", name, "'");
-}
 
 std::string_view pool_name(PoolKind pool) {
   return kPoolNames[static_cast<int>(pool)];
@@ -117,14 +117,22 @@ Conv2dShape parse_fused_args(const Tensor& input, const Tensor& weight, const Te
   return conv;
 }
 
-ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activation,
-                                 double negative_slope, std::string_view pool) {
-  return {{kOne, padding, kOne, 1},
+ConvBlock2dOptions conv_block2d_options(at::IntArrayRef stride, at::IntArrayRef padding,
+                                        at::IntArrayRef dilation, int64_t groups,
+                                        std::string_view activation, double negative_slope,
+                                        std::string_view pool, at::IntArrayRef pool_size,
+                                        at::IntArrayRef pool_stride) {
+  return {{stride, padding, dilation, groups},
           parse_activation("conv_block2d", activation),
           negative_slope,
           parse_pool(pool),
-          kTwo,
-          kTwo};
+          pool_size,
+          pool_stride};
+}
+
+ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activation,
+                                 double negative_slope, std::string_view pool) {
+  return conv_block2d_options(kOne, padding, kOne, 1, activation, negative_slope, pool, kTwo, kTwo);
 }
 
 void check_fused_saved(at::IntArrayRef output_sizes, int64_t offset_bytes,
@@ -141,6 +149,15 @@ void check_fused_saved(at::IntArrayRef output_sizes, int64_t offset_bytes,
   expect("offsets", offsets, taps, at::kByte);
 }
 
+Tensor pooled_block2d(const Tensor& x, const ConvBlock2dOptions& o) {
+  const int64_t none[] = {0, 0}, one[] = {1, 1};
+  if (o.pool == PoolKind::kMax)
+    return call_max_pool2d(x, {o.pool_size, o.pool_stride, none, one, false});
+  if (o.pool == PoolKind::kAvg)
+    return call_avg_pool2d(x, {o.pool_size, o.pool_stride, none, false, true, std::nullopt});
+  return x;
+}
+
 Tensor composed_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const ConvBlock2dOptions& o, bool on_torch) {
   if (on_torch)
@@ -148,19 +165,12 @@ Tensor composed_block2d(const Tensor& input, const Tensor& weight, const Optiona
                                                o.conv.dilation, o.conv.groups),
                                     o.activation, o.negative_slope),
                            o);
-  Tensor x = call_conv2d(input, weight, bias, o.conv);
-  const int64_t none[] = {0, 0}, one[] = {1, 1};
-  const auto max_pooled = [&](const Tensor& t) {
-    return call_max_pool2d(t, {o.pool_size, o.pool_stride, none, one, false});
-  };
+  const Tensor x = call_conv2d(input, weight, bias, o.conv);
   // ReLU and the maximum commute, gradients included: ties among positive values stay ties, and
   // windows without one pass nothing on. The smaller map is the cheaper one to clamp.
-  if (o.pool == PoolKind::kMax && o.activation == Activation::kRelu) return max_pooled(x).relu_();
-  x = activate_in_place(x, o.activation, o.negative_slope);
-  if (o.pool == PoolKind::kMax) return max_pooled(x);
-  if (o.pool == PoolKind::kAvg)
-    return call_avg_pool2d(x, {o.pool_size, o.pool_stride, none, false, true, std::nullopt});
-  return x;
+  if (o.pool == PoolKind::kMax && o.activation == Activation::kRelu)
+    return pooled_block2d(x, o).relu_();
+  return pooled_block2d(activate_in_place(x, o.activation, o.negative_slope), o);
 }
 
 }  // namespace fastconv::bindings

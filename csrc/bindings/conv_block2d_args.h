@@ -23,8 +23,13 @@ struct ConvBlock2dOptions {
   at::IntArrayRef pool_stride;  // empty: pool_size
 };
 
-// Throws ValueError "conv_block2d: expected pool one of ..., got ..." for any other name.
-PoolKind parse_pool(std::string_view name);
+// The options of a call by its operator's arguments. Throws ValueError "conv_block2d: expected
+// activation one of ..., got ...", likewise for pool, for any other name.
+ConvBlock2dOptions conv_block2d_options(at::IntArrayRef stride, at::IntArrayRef padding,
+                                        at::IntArrayRef dilation, int64_t groups,
+                                        std::string_view activation, double negative_slope,
+                                        std::string_view pool, at::IntArrayRef pool_size,
+                                        at::IntArrayRef pool_stride);
 
 std::string_view pool_name(PoolKind pool);
 
@@ -47,6 +52,9 @@ ConvBlock2dOptions fused_options(at::IntArrayRef padding, std::string_view activ
 // them: float32 of the output's sizes, and one byte per winning tap, [batch, offset_bytes].
 void check_fused_saved(at::IntArrayRef output_sizes, int64_t offset_bytes,
                        const Tensor& grad_output, const Tensor& output, const Tensor& offsets);
+
+// The block's pooling of x, by the operators of this library.
+Tensor pooled_block2d(const Tensor& x, const ConvBlock2dOptions& options);
 
 // conv2d, activation and pooling one after the other, differentiable. `on_torch` takes torch's own
 // operators, which have rules for torch.func transforms and forward-mode differentiation.

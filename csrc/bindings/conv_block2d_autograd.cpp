@@ -105,12 +105,8 @@ Tensor conv_block2d_autograd(const Tensor& input, const Tensor& weight, const Op
                              at::IntArrayRef dilation, int64_t groups, std::string_view activation,
                              double negative_slope, std::string_view pool,
                              at::IntArrayRef pool_size, at::IntArrayRef pool_stride) {
-  const ConvBlock2dOptions options{{stride, padding, dilation, groups},
-                                   parse_activation("conv_block2d", activation),
-                                   negative_slope,
-                                   parse_pool(pool),
-                                   pool_size,
-                                   pool_stride};
+  const ConvBlock2dOptions options = conv_block2d_options(
+      stride, padding, dilation, groups, activation, negative_slope, pool, pool_size, pool_stride);
   const Tensor b = bias.value_or(Tensor());
   if (inside_functorch() || has_tangent(input) || has_tangent(weight) || has_tangent(b))
     return composed_block2d(input, weight, bias, options, /*on_torch=*/true);
@@ -135,12 +131,8 @@ Tensor conv_block2d_vmap(const Tensor& input, const Tensor& weight, const Option
                          std::string_view pool, at::IntArrayRef pool_size,
                          at::IntArrayRef pool_stride) {
   return composed_block2d(input, weight, bias,
-                          {{stride, padding, dilation, groups},
-                           parse_activation("conv_block2d", activation),
-                           negative_slope,
-                           parse_pool(pool),
-                           pool_size,
-                           pool_stride},
+                          conv_block2d_options(stride, padding, dilation, groups, activation,
+                                               negative_slope, pool, pool_size, pool_stride),
                           /*on_torch=*/true);
 }
 

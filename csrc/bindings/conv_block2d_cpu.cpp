@@ -59,12 +59,8 @@ Tensor conv_block2d_cpu(const Tensor& input, const Tensor& weight, const Optiona
                         int64_t groups, std::string_view activation, double negative_slope,
                         std::string_view pool, at::IntArrayRef pool_size,
                         at::IntArrayRef pool_stride) {
-  const ConvBlock2dOptions options{{stride, padding, dilation, groups},
-                                   parse_activation("conv_block2d", activation),
-                                   negative_slope,
-                                   parse_pool(pool),
-                                   pool_size,
-                                   pool_stride};
+  const ConvBlock2dOptions options = conv_block2d_options(
+      stride, padding, dilation, groups, activation, negative_slope, pool, pool_size, pool_stride);
   if (!conv_block2d_fuses(input, weight, bias, options))
     return composed_block2d(input, weight, bias, options, /*on_torch=*/false);
   const Tensor b = bias.value_or(Tensor());

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// fastconv::conv_block2d and its halves on CUDA tensors: check, allocate, launch the kernels.
+// fastconv::conv_block2d and its halves on CUDA tensors: check, allocate, launch the kernels. What
+// they do not serve, layers of many channels above all, is the convolution with bias and activation
+// in its epilogue and a pooling kernel; with a graph, the composed operators and their nodes.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "bindings/conv2d_cuda.h"
 #include "bindings/conv_block2d_args.h"
 #include "bindings/cuda_call.h"
 #include "bindings/outputs.h"
@@ -56,14 +59,16 @@ Tensor conv_block2d_cuda(const Tensor& input, const Tensor& weight, const Option
                          int64_t groups, std::string_view activation, double negative_slope,
                          std::string_view pool, at::IntArrayRef pool_size,
                          at::IntArrayRef pool_stride) {
-  const ConvBlock2dOptions options{{stride, padding, dilation, groups},
-                                   parse_activation(kOp, activation),
-                                   negative_slope,
-                                   parse_pool(pool),
-                                   pool_size,
-                                   pool_stride};
-  if (!conv_block2d_fuses(input, weight, bias, options))
-    return composed_block2d(input, weight, bias, options, /*on_torch=*/false);
+  const ConvBlock2dOptions options = conv_block2d_options(
+      stride, padding, dilation, groups, activation, negative_slope, pool, pool_size, pool_stride);
+  if (!conv_block2d_fuses(input, weight, bias, options)) {
+    // The launchers carry a leaky ReLU's slope as float32.
+    if (input.scalar_type() == at::kDouble)
+      return composed_block2d(input, weight, bias, options, /*on_torch=*/false);
+    return pooled_block2d(conv2d_activated_cuda(input, weight, bias, options.conv,
+                                                options.activation, options.negative_slope),
+                          options);
+  }
   const Tensor b = bias.value_or(Tensor());
   return run_forward(parse_shape(input, weight, b, options), input, weight, b, Tensor());
 }
