@@ -4,10 +4,15 @@
 
     budgets.py check LIBRARY...    compare with budgets.json and the rules below; exit status 1 on
                                    any kernel over its budget, unknown, gone, or against a rule
-    budgets.py write LIBRARY...    write budgets.json anew
+    budgets.py write LIBRARY...    write budgets.json anew for the architectures of LIBRARY, which
+                                   holds all kernels
+    budgets.py update OBJECT...    write only the lines of the kernels in OBJECT, for a few changed
+                                   ones; gone ones stay until the next ``write``
 
-LIBRARY is libfastconv_cuda.a or an object file. Needs ``cuobjdump`` and ``nvdisasm`` (the packages
-nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm), ``c++filt``, nvcc and a C++ compiler; no GPU.
+LIBRARY is libfastconv_cuda.a or an object file. Of architectures that are in the library but not in
+budgets.json (or the other way round) only the rules are checked, stack and spills among them. Needs
+``cuobjdump`` and ``nvdisasm`` (the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm),
+``c++filt``, nvcc and a C++ compiler; no GPU.
 
 A budget line is [registers of a thread, bytes of static shared memory, threads of a block, blocks
 per multiprocessor], the last from cuda_occupancy.h for those three numbers. What a launch asks for
@@ -176,9 +181,13 @@ def problems_of_cost(
     kernels: Kernels, blocks: dict[tuple[str, str], int], budgets: dict[str, dict[str, list[int]]]
 ) -> list[str]:
     """Kernels against their lines in budgets.json."""
+    compiled = {architecture for architecture, _ in kernels}
+    architectures = compiled & set(budgets)
+    if not architectures:
+        return [f"none of {', '.join(sorted(compiled))} is in budgets.json"]
     problems = []
-    architectures = {architecture for architecture, _ in kernels}
-    known = {(a, name) for a, names in budgets.items() for name in names if a in architectures}
+    kernels = {key: kernel for key, kernel in kernels.items() if key[0] in architectures}
+    known = {(a, name) for a in architectures for name in budgets[a]}
     for architecture, name in sorted(known - set(kernels)):
         problems.append(f"{architecture} {name}: in budgets.json, but not compiled")
     for (architecture, name), kernel in sorted(kernels.items()):
@@ -268,20 +277,26 @@ def blocks_per_multiprocessor(kernels: Kernels) -> dict[tuple[str, str], int]:
     return dict(zip(keys, map(int, counts), strict=True))
 
 
-def write(kernels: Kernels, blocks: dict[tuple[str, str], int]) -> None:
-    budgets: dict[str, dict[str, list[int]]] = {}
-    for (architecture, name), k in sorted(kernels.items()):
+def write(kernels: Kernels, blocks: dict[tuple[str, str], int], partial: bool) -> None:
+    """Replaces the lines of the architectures that ``kernels`` are compiled for, or with
+    ``partial`` those of the kernels themselves."""
+    budgets: dict[str, dict[str, list[int]]] = json.loads(BUDGETS.read_text())
+    if not partial:
+        for architecture in {architecture for architecture, _ in kernels}:
+            budgets[architecture] = {}
+    for (architecture, name), k in kernels.items():
         line = [k.registers, k.shared, k.threads, blocks[architecture, name]]
         budgets.setdefault(architecture, {})[name] = line
     parts = []
-    for architecture, names in budgets.items():
-        rows = ",\n".join(f"    {json.dumps(n)}: {json.dumps(v)}" for n, v in names.items())
+    for architecture in sorted(budgets, key=lambda a: int(a.removeprefix("sm_"))):
+        lines = sorted(budgets[architecture].items())
+        rows = ",\n".join(f"    {json.dumps(n)}: {json.dumps(v)}" for n, v in lines)
         parts.append(f"  {json.dumps(architecture)}: {{\n{rows}\n  }}")
     BUDGETS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) < 2 or arguments[0] not in ("check", "write"):
+    if len(arguments) < 2 or arguments[0] not in ("check", "write", "update"):
         print(__doc__, file=sys.stderr)
         return 2
     kernels = read_kernels(arguments[1:])
@@ -289,10 +304,11 @@ def main(arguments: list[str]) -> int:
         print(f"budgets.py: no kernels in {' '.join(arguments[1:])}", file=sys.stderr)
         return 1
     blocks = blocks_per_multiprocessor(kernels)
-    if arguments[0] == "write":
-        write(kernels, blocks)
+    if arguments[0] != "check":
+        write(kernels, blocks, partial=arguments[0] == "update")
     problems = problems_of_code(kernels)
-    problems += problems_of_cost(kernels, blocks, json.loads(BUDGETS.read_text()))
+    if arguments[0] != "update":
+        problems += problems_of_cost(kernels, blocks, json.loads(BUDGETS.read_text()))
     for problem in problems:
         print(problem)
     print(f"{len(kernels)} kernels, {len(problems)} problems")
