@@ -23,7 +23,8 @@ __device__ Out from_sum(Sum sum) {
 }
 
 template <class TileType, class T, class Out>
-__global__ void __launch_bounds__(128) gemm_kernel(GemmCall<T, Out> call) {
+__global__ void __launch_bounds__(TileType::kThreads, TileType::kBlocks)
+    gemm_kernel(GemmCall<T, Out> call) {
   run_product<TileType>(
       call.product, [&](int64_t row, int64_t column, const Accumulate<T>(&sums)[4]) {
         const int64_t columns = call.product.columns;
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(128) gemm_kernel(GemmCall<T, Out> call) {
 
 // Sums of one run of k: [blockIdx.y][rows][columns].
 template <class TileType, class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(TileType::kThreads, TileType::kBlocks)
     gemm_partial_kernel(Product<T> product, Accumulate<T>* partial) {
   Accumulate<T>* run = partial + blockIdx.y * product.rows * product.columns;
   run_product<TileType>(product, [&](int64_t row, int64_t column, const Accumulate<T>(&sums)[4]) {

@@ -115,6 +115,9 @@ class MmaTile {
   using Element = typename Unit::Element;
   using Sum = float;
   static constexpr int kThreads = 128;
+  // Blocks per multiprocessor that the registers must allow, or 0: as the compiler likes, which for
+  // the 16-bit types on sm_120 was to spill some rather than to let one of eight blocks go.
+  static constexpr int kBlocks = sizeof(Element) == 4 ? 0 : Rows == 64 ? 4 : 6;
   static constexpr int kRows = Rows;
   static constexpr int kColumns = 64;
   static constexpr int kDepth = Unit::kDepth;

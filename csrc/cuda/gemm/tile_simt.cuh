@@ -23,6 +23,7 @@ class SimtTile {
   using Element = T;
   using Sum = Accumulate<T>;
   static constexpr int kThreads = 128;
+  static constexpr int kBlocks = 0;  // as in MmaTile
   static constexpr int kRows = Rows;
   static constexpr int kColumns = 64;
   static constexpr int kDepth = 16;

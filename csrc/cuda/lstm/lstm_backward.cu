@@ -68,7 +68,8 @@ __device__ void finish_unit(const LstmGradStep<T>& s, int64_t row, int64_t unit,
 }
 
 template <class TileType, class T>
-__global__ void __launch_bounds__(128) lstm_grad_step_kernel(LstmGradStep<T> s) {
+__global__ void __launch_bounds__(TileType::kThreads, TileType::kBlocks)
+    lstm_grad_step_kernel(LstmGradStep<T> s) {
   run_product<TileType>(s.product, [&](int64_t row, int64_t column, const Accumulate<T>(&sums)[4]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j)
@@ -88,7 +89,8 @@ struct LstmGradOutput {
 };
 
 template <class TileType, class T>
-__global__ void __launch_bounds__(128) lstm_grad_output_kernel(LstmGradOutput<T> s) {
+__global__ void __launch_bounds__(TileType::kThreads, TileType::kBlocks)
+    lstm_grad_output_kernel(LstmGradOutput<T> s) {
   run_product<TileType>(s.product, [&](int64_t row, int64_t column, const Accumulate<T>(&sums)[4]) {
     const int64_t width = s.product.columns;
 #pragma unroll

@@ -65,7 +65,8 @@ __device__ void finish_unit(const LstmStep<T>& s, int64_t row, int64_t unit,
 }
 
 template <class TileType, class T>
-__global__ void __launch_bounds__(128) lstm_step_kernel(LstmStep<T> s) {
+__global__ void __launch_bounds__(TileType::kThreads, TileType::kBlocks)
+    lstm_step_kernel(LstmStep<T> s) {
   run_product<TileType>(s.product, [&](int64_t row, int64_t column, const Accumulate<T>(&sums)[4]) {
     finish_unit<T>(s, row, column / 4, {sums[0], sums[1], sums[2], sums[3]});
   });

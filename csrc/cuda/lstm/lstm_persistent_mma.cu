@@ -44,6 +44,31 @@ __device__ inline int own_rows(int64_t count) {
   return left < 0 ? 0 : left < kRows ? static_cast<int>(left) : kRows;
 }
 
+// States of the block's sequences on their way between memory, [rows, hidden], and shared memory,
+// [kRows][Units + 8]: neighbouring threads on neighbouring numbers, and no address that would have
+// to stay in registers while the steps go by. What does not exist is zero in shared memory. No
+// barriers.
+template <class T, int Units>
+__device__ inline void load_states(T* shared, const T* from, int64_t hidden, int rows) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * Units; i += 4 * Units) {
+    const int row = i / Units, unit = i % Units;
+    const int64_t at = (blockIdx.x * int64_t{kRows} + row) * hidden + unit;
+    const bool exists = from != nullptr && row < rows && unit < hidden;
+    shared[row * (Units + 8) + unit] = exists ? from[at] : from_float<T>(0.0f);
+  }
+}
+
+template <class T, int Units>
+__device__ inline void store_states(T* to, const T* shared, int64_t hidden, int rows) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * Units; i += 4 * Units) {
+    const int row = i / Units, unit = i % Units;
+    const int64_t at = (blockIdx.x * int64_t{kRows} + row) * hidden + unit;
+    if (row < rows && unit < hidden) to[at] = shared[row * (Units + 8) + unit];
+  }
+}
+
 // The A fragment at depth k of [16][pitch] in shared memory.
 template <class T>
 __device__ inline void load_a(uint32_t (&a)[4], const T* shared, int pitch, int k) {
@@ -88,7 +113,6 @@ __global__ void __launch_bounds__(4 * Units, 1)
   const Place place(call.hidden);
   const int64_t hidden = call.hidden, row0 = blockIdx.x * int64_t{kRows};
   const int owned = own_rows(call.time.batch);
-  const T zero = from_float<T>(0.0f);
 
   uint32_t weights[4][Units / 16][2];
 #pragma unroll
@@ -96,17 +120,15 @@ __global__ void __launch_bounds__(4 * Units, 1)
     load_gate_weights<T, Units>(weights[gate], h_shared, call.weight_hh + gate * hidden * hidden,
                                 place);
 
-  __syncthreads();
-  float c[4];  // h is in shared memory alone
   T* mine =
       h_shared + place.row(0) * kPitch + place.unit(0);  // element e: + (e / 2) * 8 rows + e % 2
+  __syncthreads();
+  load_states<T, Units>(h_shared, call.h_0, hidden, owned);
+  load_states<T, Units>(h_shared + kRows * kPitch, call.c_0, hidden, owned);
+  __syncthreads();
+  float c[4];  // h is in shared memory alone
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int64_t at = row0 * hidden + place.at(e);
-    const bool exists = place.among(e, owned);
-    c[e] = exists ? load_or_zero(call.c_0, at) : 0.0f;
-    mine[e / 2 * 8 * kPitch + e % 2] = exists && call.h_0 != nullptr ? call.h_0[at] : zero;
-  }
+  for (int e = 0; e < 4; ++e) c[e] = to_float(mine[(kRows + e / 2 * 8) * kPitch + e % 2]);
 
   int buffer = 0;
   for (int n = 0; n < call.time.steps; ++n) {
@@ -152,12 +174,45 @@ __global__ void __launch_bounds__(4 * Units, 1)
     }
     buffer ^= 1;
   }
+  __syncthreads();  // the other buffer is read no more
+  T* const c_shared = mine + (buffer ^ 1) * kRows * kPitch;
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int64_t at = row0 * hidden + place.at(e);
-    if (!place.among(e, owned)) continue;
-    call.h_n[at] = mine[(buffer * kRows + e / 2 * 8) * kPitch + e % 2];
-    call.c_n[at] = from_float<T>(c[e]);
+  for (int e = 0; e < 4; ++e) c_shared[e / 2 * 8 * kPitch + e % 2] = from_float<T>(c[e]);
+  __syncthreads();
+  store_states<T, Units>(call.h_n, h_shared + buffer * kRows * kPitch, hidden, owned);
+  store_states<T, Units>(call.c_n, h_shared + (buffer ^ 1) * kRows * kPitch, hidden, owned);
+}
+
+// The backward pass' B fragments: weights[k][r] holds two gates of unit 4 k + 2 r + t / 2, the
+// first two for even t and the others for odd t, towards unit `warp * 8 + g` before. By way of
+// `shared` again, Units / 2 units of two gates at a time: [unit][towards][gate].
+template <class T, int Units>
+__device__ inline void load_gate_pairs(uint32_t (&weights)[Units / 4][2], T* shared,
+                                       const T* weight_hh, const Place& place) {
+  constexpr int kHalf = Units / 2;
+  const int hidden = place.hidden;
+#pragma unroll
+  for (int part = 0; part < 4; ++part) {
+    const int first_gate = part / 2 * 2, first_unit = part % 2 * kHalf;
+    __syncthreads();
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * kHalf * Units; i += 4 * Units) {
+      const int gate = i / (kHalf * Units), u = i / Units % kHalf, to = i % Units;
+      const bool inside = first_unit + u < hidden && to < hidden;
+      const int64_t row = int64_t{first_gate + gate} * hidden + first_unit + u;
+      shared[(u * Units + to) * 2 + gate] =
+          inside ? weight_hh[row * hidden + to] : from_float<T>(0.0f);
+    }
+    __syncthreads();
+    if (place.t % 2 * 2 != first_gate) continue;
+    const T* pairs = shared + (place.t / 2 * Units + place.warp * 8 + place.g) * 2;
+#pragma unroll
+    for (int k = 0; k < kHalf / 4; ++k)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const Vec<T, 2> pair = load_vector<2>(pairs + (4 * k + 2 * r) * Units * 2);
+        weights[part % 2 * (kHalf / 4) + k][r] = pack_pair(pair[0], pair[1]);
+      }
   }
 }
 
@@ -169,29 +224,26 @@ __global__ void __launch_bounds__(4 * Units, 1)
   const Place place(call.hidden);
   const int64_t hidden = call.hidden, row0 = blockIdx.x * int64_t{kRows};
   const int owned = own_rows(call.time.batch);
-  const T zero = from_float<T>(0.0f);
 
   uint32_t weights[kDepth / 16][2];
-#pragma unroll
-  for (int k = 0; k < kDepth / 16; ++k)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      // Terms 2 t and 2 t + 1 of eight: two gates of one unit.
-      const int64_t depth = k * 16 + 2 * place.t + 8 * r, u = depth / 4, gate = depth % 4;
-      const int64_t to = place.warp * 8 + place.g;
-      const bool inside = u < hidden && to < hidden;
-      const T* w = call.weight_hh + (gate * hidden + u) * hidden + to;
-      weights[k][r] = pack_pair(inside ? w[0] : zero, inside ? w[hidden * hidden] : zero);
-    }
+  static_assert(Units * Units <= 2 * kRows * kPitch, "the pairs of half of the units fit");
+  load_gate_pairs<T, Units>(weights, dz_shared, call.weight_hh, place);
 
+  // The states pass through the two buffers, [kRows][Units + 8] at the start of each.
+  T* const states[2] = {dz_shared, dz_shared + kRows * kPitch};
+  const int mine = place.row(0) * (Units + 8) + place.unit(0);
+  __syncthreads();
+  load_states<T, Units>(states[0], call.grad_h_n, hidden, owned);
+  load_states<T, Units>(states[1], call.grad_c_n, hidden, owned);
+  __syncthreads();
   float grad_h[4], grad_c[4];
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const int64_t at = row0 * hidden + place.at(e);
-    const bool exists = place.among(e, owned);
-    grad_h[e] = exists ? load_or_zero(call.grad_h_n, at) : 0.0f;
-    grad_c[e] = exists ? load_or_zero(call.grad_c_n, at) : 0.0f;
+    const int at = mine + e / 2 * 8 * (Units + 8) + e % 2;
+    grad_h[e] = to_float(states[0][at]);
+    grad_c[e] = to_float(states[1][at]);
   }
+  __syncthreads();
 
   int buffer = 0;
   for (int n = call.time.steps - 1; n >= 0; --n) {
@@ -235,13 +287,16 @@ __global__ void __launch_bounds__(4 * Units, 1)
       if (place.row(e) < active) grad_h[e] = sums[0][e] + sums[1][e];
     buffer ^= 1;
   }
+  __syncthreads();  // dz is read no more
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const int64_t at = row0 * hidden + place.at(e);
-    if (!place.among(e, owned)) continue;
-    call.grad_h_0[at] = from_float<T>(grad_h[e]);
-    call.grad_c_0[at] = from_float<T>(grad_c[e]);
+    const int at = mine + e / 2 * 8 * (Units + 8) + e % 2;
+    states[0][at] = from_float<T>(grad_h[e]);
+    states[1][at] = from_float<T>(grad_c[e]);
   }
+  __syncthreads();
+  store_states<T, Units>(call.grad_h_0, states[0], hidden, owned);
+  store_states<T, Units>(call.grad_c_0, states[1], hidden, owned);
 }
 
 unsigned blocks_for(int64_t batch) {
