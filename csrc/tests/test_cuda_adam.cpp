@@ -10,14 +10,15 @@
 #include "check.h"
 #include "cpu/adam/adam_reference.h"
 #include "cuda/adam/adam.h"
-#include "tests/cuda_shim/emulator.h"
-#include "tests/cuda_shim/guarded_memory.h"
+#include "cuda_check.h"
 
 namespace fastconv::cuda {
 namespace {
 
 using cuda_shim::Flush;
-using cuda_shim::Schedule;
+using testing::errors_end_the_call;
+using testing::for_each_schedule;
+using testing::kThreadSanitizer;
 using testing::Numbers;
 
 constexpr int kMultiprocessors = 4;
@@ -46,18 +47,6 @@ class Device {
   T* base_;
   T* data_;
 };
-
-template <class Body>
-void for_each_schedule(const Body& body) {
-  for (int s = 0; s < cuda_shim::kSchedules; ++s) {
-    cuda_shim::Options options;
-    options.schedule = static_cast<Schedule>(s);
-    options.seed = static_cast<uint64_t>(s) + 3;
-    cuda_shim::set_options(options);
-    body();
-  }
-  cuda_shim::set_options({});
-}
 
 uint16_t to_bfloat16(float x) {
   uint32_t bits;
@@ -231,6 +220,42 @@ void test_types_and_options() {
   all_types({.max_norm = 0.5});
 }
 
+// One launch per tensor, of three types: none goes on after an error, or forgets it.
+void test_failing_launches() {
+  Numbers numbers(2);
+  std::vector<Case<float, float, AdamType::kFloat32>> singles;
+  std::vector<Case<double, double, AdamType::kFloat64>> doubles;
+  std::vector<Case<uint16_t, float, AdamType::kBfloat16>> halves;
+  std::vector<AdamTensor> tensors;
+  const auto add = [&](auto& cases) {
+    for (int i = 0; i < 3; ++i) cases.emplace_back(5, 0, true, numbers);
+    for (auto& c : cases) {
+      c.draw_gradient(numbers);
+      tensors.push_back(c.tensor(false));
+    }
+  };
+  add(singles);
+  add(doubles);
+  add(halves);
+  const AdamGroup group{nullptr, 1e-2, 0.9, 0.99, 1e-8, 0.0, false, false};
+  Device<AdamState> state(1);
+  AdamStep step{tensors.data(), static_cast<int64_t>(tensors.size()),
+                &group,         nullptr,
+                nullptr,        1.0,
+                false,          0.0,
+                true,           true,
+                state.data(),   kMultiprocessors};
+  Device<char> workspace(adam_norm_workspace_bytes(step));
+  for (const bool ordered : {true, false}) {
+    step.ordered = ordered;
+    CHECK(errors_end_the_call([&] { return launch_adam_norm(step, workspace.data(), nullptr); }));
+    std::memset(state.data(), 0, sizeof(AdamState));  // as an error leaves it, tickets are taken
+    CHECK(errors_end_the_call([&] { return launch_adam_update(step, nullptr); }));
+    CHECK(cuda_shim::counts().launches == (ordered ? 8 : 2));  // all but the last
+    std::memset(state.data(), 0, sizeof(AdamState));
+  }
+}
+
 // A correction that forgot the step would pass the comparison above only if this did not hold.
 void test_bias_correction() {
   for (const double beta : {0.0, 0.3, 0.9, 0.999, 0.999999}) {
@@ -260,5 +285,6 @@ int main() {
   fastconv::cuda::test_bias_correction();
   fastconv::cuda::test_chunks();
   fastconv::cuda::test_types_and_options();
+  if (!fastconv::cuda::kThreadSanitizer) fastconv::cuda::test_failing_launches();
   return fastconv::testing::report();
 }

@@ -12,8 +12,8 @@
 #include "cuda/gemm/gemm.cuh"
 #include "cuda/lstm/lstm.h"
 #include "cuda/lstm/lstm_plan.cuh"
+#include "cuda_check.h"
 #include "lstm_problem.h"
-#include "tests/cuda_shim/emulator.h"
 
 namespace {
 
@@ -73,18 +73,26 @@ cuda::LstmBackward<T> on_gpu(const cpu::LstmBackward<T>& c, LstmPath path) {
 }
 
 template <class T>
+cudaError_t forward(const Case& c, const LstmShape& s, Problem<T>& p, LstmPath path) {
+  auto call = on_gpu(forward_call(c, s, p, true), path);
+  Workspace space(cuda::lstm_forward_workspace_bytes(call));
+  call.workspace = space.data();
+  return cuda::launch_lstm_forward(call, nullptr);
+}
+
+template <class T>
+cudaError_t backward(const Case& c, const LstmShape& s, Problem<T>& p, LstmPath path) {
+  auto call = on_gpu(backward_call(c, s, p), path);
+  Workspace space(cuda::lstm_backward_workspace_bytes(call));
+  call.workspace = space.data();
+  return cuda::launch_lstm_backward(call, nullptr);
+}
+
+template <class T>
 void run(const Case& c, const LstmShape& s, Problem<T>& p, LstmPath path,
          const std::string& context) {
-  auto forward = on_gpu(forward_call(c, s, p, true), path);
-  Workspace space(cuda::lstm_forward_workspace_bytes(forward));
-  forward.workspace = space.data();
-  CHECK_WITH(cuda::launch_lstm_forward(forward, nullptr) == cudaSuccess,
-             context + cuda_shim::last_error());
-  auto backward = on_gpu(backward_call(c, s, p), path);
-  Workspace more(cuda::lstm_backward_workspace_bytes(backward));
-  backward.workspace = more.data();
-  CHECK_WITH(cuda::launch_lstm_backward(backward, nullptr) == cudaSuccess,
-             context + cuda_shim::last_error());
+  CHECK_WITH(forward(c, s, p, path) == cudaSuccess, context + cuda_shim::last_error());
+  CHECK_WITH(backward(c, s, p, path) == cudaSuccess, context + cuda_shim::last_error());
 }
 
 void test_case(const Case& c, LstmPath path) {
@@ -113,11 +121,7 @@ void test_case(const Case& c, LstmPath path) {
 }
 
 // ThreadSanitizer makes fibers slow, and looks for races only: a few cases have them all.
-#ifdef __SANITIZE_THREAD__
-constexpr bool kFew = true;
-#else
-constexpr bool kFew = false;
-#endif
+constexpr bool kFew = kThreadSanitizer;
 
 void test_cases() {
   const std::vector<Case> few = {
@@ -191,6 +195,19 @@ void test_tensor_cores(const Case& c, LstmPath path) {
   near(p.grad_x, exact.grad_x, "bfloat16 grad_input");
   near(p.grad_h_0, exact.grad_h_0, "bfloat16 grad_h_0");
   near(p.grad_w_hh, exact.grad_w_hh, "bfloat16 grad_weight_hh");
+}
+
+void test_failing_launches() {
+  const Case whole{3, 5, 5, 2, {}, 2, false, true, true},
+      projected{3, 5, 2, 2, {}, 2, false, true, true};
+  for (const Case& c : {whole, projected})
+    for (const LstmPath path : {LstmPath::kSteps, LstmPath::kPersistent}) {
+      if (path == LstmPath::kPersistent && c.output != c.hidden) continue;
+      const LstmShape s = shape_of(c, {});
+      Problem<float> p = make_problem<float>(s);
+      CHECK(errors_end_the_call([&] { return forward(c, s, p, path); }));
+      CHECK(errors_end_the_call([&] { return backward(c, s, p, path); }));
+    }
 }
 
 // A gate taken for another one must show.
@@ -336,6 +353,7 @@ int main() {
   test_tensor_cores(ragged, LstmPath::kPersistent);
   test_negative_control(LstmPath::kSteps);
   test_negative_control(LstmPath::kPersistent);
+  if (!kThreadSanitizer) test_failing_launches();
   test_products<float>();
   test_products<float>(GemmMath::kTf32);  // whole numbers are exact there too
   test_products<__nv_bfloat16>();

@@ -186,10 +186,33 @@ void test_kernels_against_plain_loops() {
   });
 }
 
+void test_failing_launches() {
+  const Problem p(square(1, 4, 4, 4, 2, 2, 0), false);
+  Device<float> input("input", p.inputs), output("output", p.outputs);
+  Device<uint8_t> offsets("offsets", p.outputs);
+  CHECK(errors_end_the_call([&] {
+    return cuda::launch_max_pool2d_forward({p.call, input.data(), output.data(), offsets.data()},
+                                           nullptr);
+  }));
+  CHECK(errors_end_the_call([&] {
+    return cuda::launch_max_pool2d_backward({p.call, output.data(), offsets.data(), input.data()},
+                                            nullptr);
+  }));
+  CHECK(errors_end_the_call([&] {
+    return cuda::launch_avg_pool2d_forward({p.call, {true, 4}, input.data(), output.data()},
+                                           nullptr);
+  }));
+  CHECK(errors_end_the_call([&] {
+    return cuda::launch_avg_pool2d_backward({p.call, {true, 4}, output.data(), input.data()},
+                                            nullptr);
+  }));
+}
+
 }  // namespace
 }  // namespace fastconv::testing
 
 int main() {
+  fastconv::testing::test_failing_launches();
   fastconv::testing::test_choice();
   fastconv::testing::test_kernels_against_plain_loops();
   return fastconv::testing::report();

@@ -2,9 +2,11 @@
 // The emulator must see what it is there to see: every test here plants a bug of one kind into a
 // small kernel and asks that it is found, next to the same kernel without it.
 #include <string>
+#include <type_traits>
 
 #include "cuda/common/launch.h"
 #include "cuda/common/ptx.cuh"
+#include "cuda/common/types.cuh"
 #include "cuda/common/vector.cuh"
 #include "cuda_check.h"
 
@@ -327,6 +329,55 @@ void test_launch_limits() {
   CHECK(cuda_shim::counts().blocks == 2);
 }
 
+// --- Types --------------------------------------------------------------------------------------
+
+// static_cast rounds as the conversion functions do, and as CUDA's headers: the bits are theirs.
+template <typename T>
+bool converts(float x, uint16_t bits) {
+  const T named = cuda::from_float<T>(x), cast = static_cast<T>(x);
+  return __builtin_bit_cast(uint16_t, named) == bits && __builtin_bit_cast(uint16_t, cast) == bits;
+}
+
+void test_half_types_convert() {
+  static_assert(std::is_trivially_copyable_v<__nv_bfloat16> && sizeof(__nv_bfloat16) == 2);
+  static_assert(std::is_trivially_copyable_v<__half> && sizeof(__half) == 2);
+  // What would be computed from a double or an integer is not what CUDA computes: no such thing.
+  static_assert(!std::is_constructible_v<__nv_bfloat16, double>);
+  static_assert(!std::is_constructible_v<__half, int>);
+  CHECK(converts<__nv_bfloat16>(1.0f, 0x3f80));
+  CHECK(converts<__nv_bfloat16>(-2.5f, 0xc020));
+  CHECK(converts<__nv_bfloat16>(1.00390625f, 0x3f80));  // ties go to the even one
+  CHECK(converts<__nv_bfloat16>(1.01171875f, 0x3f82));
+  CHECK(converts<__nv_bfloat16>(INFINITY, 0x7f80));
+  CHECK(converts<__nv_bfloat16>(3.4e38f, 0x7f80));
+  CHECK(converts<__nv_bfloat16>(kNan, 0x7fff));
+  CHECK(converts<__half>(1.0f, 0x3c00));
+  CHECK(converts<__half>(-2.5f, 0xc100));
+  CHECK(converts<__half>(1.00048828125f, 0x3c00));
+  CHECK(converts<__half>(1.00146484375f, 0x3c02));
+  CHECK(converts<__half>(70000.0f, 0x7c00));
+  CHECK(converts<__half>(5.9604645e-8f, 0x0001));  // the smallest one
+  CHECK(converts<__half>(kNan, 0x7fff));
+}
+
+// --- Launches that fail -------------------------------------------------------------------------
+
+// Three kernels one after another; what the wrong one does with an error is forget it.
+cudaError_t launch_three(int* output, bool checks) {
+  cudaError_t status = cudaSuccess;
+  for (int i = 0; i < 3 && status == cudaSuccess; ++i) {
+    status = FC_LAUNCH(index_kernel, 1, 32, 0, nullptr, output);
+    if (!checks && i == 1) status = cudaSuccess;
+  }
+  return status;
+}
+
+void test_failing_launches() {
+  Device<int> output("output", 32);
+  CHECK(errors_end_the_call([&] { return launch_three(output.data(), true); }));
+  CHECK(!errors_end_the_call([&] { return launch_three(output.data(), false); }));
+}
+
 }  // namespace
 }  // namespace fastconv::testing
 
@@ -349,5 +400,7 @@ int main(int count, char** arguments) {
   test_alignment_is_checked();
   test_blocks_in_any_order();
   test_launch_limits();
+  test_half_types_convert();
+  test_failing_launches();
   return report();
 }

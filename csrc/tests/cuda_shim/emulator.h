@@ -38,6 +38,10 @@ struct Options {
 void set_options(const Options& options);
 const Options& options();
 
+// The launch of this number from now on (0: the next one) fails with cudaErrorLaunchFailure and
+// does not run; none does if it is negative.
+void fail_launch(int64_t number);
+
 // What the kernels since reset_counts() did.
 struct Counts {
   int64_t launches;

@@ -3,33 +3,42 @@
 of the op, and reports the bugs that no test noticed.
 
     python csrc/tests/cuda_shim/mutate.py [--op OP ...] [--per-rule N] [--seed S] [--out FILE]
+        [--work FOLDER]
 
-A bug that the Python tests do not notice is shown to the op's C++ test under ThreadSanitizer.
+Cheapest first, and the first that fails ends it: the op's C++ tests, its Python tests, its C++
+tests under ThreadSanitizer (before the Python tests where the bug is about order).
 Every barrier is removed and every wait weakened; of the other rules N places per op are drawn with
 a fixed seed: an index off by one, a comparison that lets one more pass, a predicate dropped. Bugs
-in what stands in for instructions must be noticed too. Needs what the tests need; takes hours for
-everything, so run it per op. A mutant that does not compile, or that EXPLAINED says is harmless,
-counts for nothing.
+in what stands in for instructions must be noticed too. A mutant that does not compile, or that
+EXPLAINED says is harmless, counts for nothing.
+
+Needs what the tests need. A mutant takes from two seconds to two minutes, an op from ten minutes
+to an hour. FILE keeps its records of ops that are not run; FOLDER keeps the builds for next time.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 KERNELS = ROOT / "csrc" / "cuda"
+
+# Tests of an op that do not bear its name: csrc/tests/test_cuda_<test>.cpp and
+# python_tests/test_cuda_shim_<test>.py.
+TESTS = {"conv2d": ["conv2d", "depthwise"], "gemm": ["lstm"]}
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,9 @@ RULES = [
     Rule("factor dropped", r"(?<=[\w\])]) \* (?:k[A-Z]\w+|stride|2)(?=[ ;)\]])", ""),
     Rule("sum overwritten", r"(?<=\w|\]) \+= (?!threads|blockDim|step|k[A-Z])", " = "),
 ]
+
+# What ThreadSanitizer is likely to see first.
+ABOUT_ORDER = ("barrier removed", "fence removed")
 
 PTX = "csrc/cuda/common/ptx.cuh"
 EMULATOR = "csrc/tests/cuda_shim"
@@ -144,14 +156,17 @@ def mutants_of(op: str, per_rule: int, rng: random.Random) -> list[Mutant]:
     return chosen
 
 
-def emulated_mutants(op: str, done: set[str]) -> list[Mutant]:
-    """Those whose instruction the op's kernels use and that are not in `done` yet."""
-    source = "".join(path.read_text() for path in KERNELS.joinpath(op).glob("*.cu*"))
+def emulated_mutants(op: str) -> list[Mutant]:
+    """Bugs in the instructions that the op is the first to use."""
     chosen = []
     for instruction, file, before, after in EMULATED:
-        if instruction not in source or before in done:
+        users = [
+            path.parent.name
+            for path in sorted(KERNELS.glob("*/*.cu*"))
+            if path.parent.name != "common" and instruction in path.read_text()
+        ]
+        if not users or users[0] != op:
             continue
-        done.add(before)
         text = (ROOT / file).read_text()
         start = text.index(before)
         line = text.count("\n", 0, start) + 1
@@ -161,117 +176,166 @@ def emulated_mutants(op: str, done: set[str]) -> list[Mutant]:
     return chosen
 
 
+def cpu_limit(seconds: int) -> Callable[[], None]:
+    """In seconds of processor time, so that a busy machine changes nothing."""
+    return lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+
+
 class Copy:
-    """A copy of the tree with a build of its own, in which one file at a time is changed."""
+    """A copy of the tree with builds of its own, in which one file at a time is changed."""
 
-    def __init__(self, folder: Path, ops: list[str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.root = folder / "tree"
-        wanted = ("csrc", "python_tests", "CMakeLists.txt", "pyproject.toml", "fastconv")
-        self.root.mkdir()
-        for name in wanted:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, self.root / name)
-            else:
-                shutil.copy(source, self.root / name)
-        self._drop_ops(ops)
+        self.limits: dict[str, int] = {}
 
-    def _drop_ops(self, kept: list[str]) -> None:
-        """Removes kernels that the tests of these ops do not need: they would be compiled too."""
-        needed = set(kept) | {"common"}
-        for op in kept:
-            for path in KERNELS.joinpath(op).iterdir():
-                needed |= set(re.findall(r'"cuda/(\w+)/', path.read_text()))
-        for path in (self.root / "csrc" / "cuda").iterdir():
-            if path.is_dir() and path.name not in needed:
-                shutil.rmtree(path)
-                entry = self.root / "csrc" / "tests" / "cuda_shim" / f"{path.name}_entry.cpp"
-                entry.unlink(missing_ok=True)
+    def sync(self, op: str) -> None:
+        """Makes it the tree as it is, without the kernels that the op's tests do not need: they
+        would be compiled too."""
+        needed = {op, "common"}
+        for test in TESTS.get(op, [op]):
+            for entry in (test, "conv2d" if test == "depthwise" else test):
+                if KERNELS.joinpath(entry).exists():
+                    needed |= {entry, *self._uses(entry)}
+        wanted = set()
+        for name in ("csrc", "python_tests", "fastconv", "CMakeLists.txt", "pyproject.toml"):
+            path = ROOT / name
+            for file in path.rglob("*") if path.is_dir() else [path]:
+                if file.is_file() and "__pycache__" not in file.parts:
+                    wanted.add(file.relative_to(ROOT))
+        dropped = {p.name for p in KERNELS.iterdir() if p.is_dir()} - needed
+        shim = Path("csrc/tests/cuda_shim")
+        for name in dropped:
+            wanted = {f for f in wanted if Path("csrc/cuda", name) not in f.parents}
+            wanted.discard(shim / f"{name}_entry.cpp")
+        for file in wanted:
+            copy = self.root / file
+            if not copy.exists() or not filecmp.cmp(ROOT / file, copy, shallow=False):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes((ROOT / file).read_bytes())
+        for file in list(self.root.rglob("*")):
+            relative = file.relative_to(self.root)
+            if file.is_file() and relative.parts[0] != "build" and relative not in wanted:
+                file.unlink()
 
-    def test(self, op: str, limit: int) -> tuple[str, str]:
-        """What became of the tests of the op: passed, failed, stuck or not built; and the proof.
-        `limit` is in seconds of processor time, so that a busy machine changes nothing."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-        ]
-        command += [f"python_tests/test_cuda_shim_{op}.py"]
-        done = subprocess.run(
+    @staticmethod
+    def _uses(op: str) -> set[str]:
+        text = "".join(path.read_text() for path in KERNELS.joinpath(op).iterdir())
+        return set(re.findall(r'"cuda/(\w+)/', text))
+
+    def measure(self, op: str) -> tuple[str, str]:
+        """Runs the op's tests without a bug and sets the limits of those with one."""
+        self._programs(op, "build/cuda_shim")
+        self._programs(op, "build/thread", "-DFASTCONV_SANITIZE=thread")
+        self._run("cmake", "--build", "build/cuda_shim", "--target", "fastconv_cuda_shim")
+        for stage in (self.cpp_tests, self.python_tests, self.race_tests):
+            began = resource.getrusage(resource.RUSAGE_CHILDREN)
+            outcome, proof = stage(op)
+            if outcome != "passed":
+                return outcome, proof
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used = ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime
+            self.limits[stage.__name__] = 20 + 3 * int(used)
+        return "passed", ""
+
+    def _run(self, *command: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             command,
             cwd=self.root,
             capture_output=True,
             text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5)),
+            errors="replace",
+            preexec_fn=None if limit is None else cpu_limit(limit),
         )
+
+    def _programs(self, op: str, build: str, *options: str) -> list[Path] | None:
+        """Builds the op's C++ tests."""
+        tests = [f"test_cuda_{test}" for test in TESTS.get(op, [op])]
+        configure = ["cmake", "-S", ".", "-B", build, "-G", "Ninja", "-DFASTCONV_TESTS=ON"]
+        compile_ = ["cmake", "--build", build, "--target", *tests]
+        for command in ([*configure, *options], compile_):
+            if self._run(*command).returncode != 0:
+                return None
+        return [self.root / build / "csrc" / "tests" / "cuda_shim" / test for test in tests]
+
+    def cpp_tests(self, op: str) -> tuple[str, str]:
+        """What became of the tests: passed, failed, stuck or not built; and the proof. In the
+        build of the Python tests, which share the objects."""
+        return self._run_programs("cpp_tests", self._programs(op, "build/cuda_shim"))
+
+    def race_tests(self, op: str) -> tuple[str, str]:
+        """ThreadSanitizer sees what no value shows, a fence or barrier that is missing and two
+        threads that write the same."""
+        programs = self._programs(op, "build/thread", "-DFASTCONV_SANITIZE=thread")
+        return self._run_programs("race_tests", programs)
+
+    def _run_programs(self, stage: str, programs: list[Path] | None) -> tuple[str, str]:
+        if programs is None:
+            return "not built", ""
+        for program in programs:
+            done = self._run(str(program), limit=self.limits.get(stage, 3600))
+            if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+                return "stuck", f"{program.name}: no end within {self.limits[stage]} s"
+            if done.returncode != 0:
+                race = "ThreadSanitizer: data race" in done.stderr
+                return "failed", f"{program.name}: {'data race' if race else 'failed checks'}"
+        return "passed", ""
+
+    def python_tests(self, op: str) -> tuple[str, str]:
+        files = [f"python_tests/test_cuda_shim_{test}.py" for test in TESTS.get(op, [op])]
+        options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider"]
+        limit = self.limits.get("python_tests", 3600)
+        done = self._run(sys.executable, "-m", "pytest", *options, *files, limit=limit)
         if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
             return "stuck", f"no end within {limit} s of processor time"
         if "--build" in done.stdout and "failed:" in done.stdout:
             return "not built", ""
-        failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.MULTILINE)
         if done.returncode == 0:
             return "passed", ""
+        failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.MULTILINE)
         return "failed", failed[0][:200] if failed else f"exit code {done.returncode}"
 
-    def race_test(self, op: str) -> tuple[str, str]:
-        """The same of the op's C++ test under ThreadSanitizer: it sees what no value shows, a fence
-        or barrier that is missing and two threads that write the same."""
-        if not (ROOT / f"csrc/tests/test_cuda_{op}.cpp").exists():
-            return "passed", ""
-        build = self.root / "build" / "thread"
-        configure = ["cmake", "-S", ".", "-B", str(build), "-G", "Ninja", "-DFASTCONV_TESTS=ON"]
-        configure.append("-DFASTCONV_SANITIZE=thread")
-        compile_ = ["cmake", "--build", str(build), "--target", f"test_cuda_{op}"]
-        for command in (configure, compile_):
-            if subprocess.run(command, cwd=self.root, capture_output=True).returncode != 0:
-                return "not built", ""
-        program = build / "csrc" / "tests" / "cuda_shim" / f"test_cuda_{op}"
-        done = subprocess.run([str(program)], capture_output=True, text=True)
-        if done.returncode == 0:
-            return "passed", ""
-        race = "ThreadSanitizer: data race" in done.stderr
-        return "failed", f"test_cuda_{op}: {'data race' if race else 'failed checks'}"
-
-    def with_mutant(self, mutant: Mutant, limit: int) -> tuple[str, str]:
+    def with_mutant(self, mutant: Mutant) -> tuple[str, str]:
         path = self.root / mutant.file
         original = path.read_text()
         path.write_text(mutant.apply(original))
+        stages = [self.cpp_tests, self.python_tests, self.race_tests]
+        if mutant.rule in ABOUT_ORDER:
+            stages = [self.cpp_tests, self.race_tests, self.python_tests]
         try:
-            outcome, proof = self.test(mutant.op, limit)
-            return self.race_test(mutant.op) if outcome == "passed" else (outcome, proof)
+            for stage in stages:
+                outcome, proof = stage(mutant.op)
+                if outcome != "passed":
+                    break
+            return outcome, proof
         finally:
             path.write_text(original)
 
 
-def run(ops: list[str], per_rule: int, seed: int, out: Path | None) -> int:
-    records = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder), ops)
-        emulated: set[str] = set()
-        for op in ops:
-            began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            outcome, proof = copy.test(op, 3600)
-            if outcome != "passed":
-                print(f"{op}: the tests fail without any bug planted: {outcome} {proof}")
-                return 2
-            used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began
-            limit = 60 + 3 * int(used)
-            mutants = mutants_of(op, per_rule, random.Random(f"{seed} {op}"))
-            for mutant in mutants + emulated_mutants(op, emulated):
-                outcome, proof = copy.with_mutant(mutant, limit)
-                if outcome == "passed":
-                    proof = EXPLAINED.get((mutant.rule, mutant.source), "")
-                    outcome = "harmless" if proof else outcome
-                records.append({**asdict(mutant), "outcome": outcome, "proof": proof})
-                place = f"{mutant.file}:{mutant.line}"
-                print(f"{outcome:9} {mutant.rule}: {place}: {mutant.before!r} {proof}", flush=True)
-                if out is not None:
-                    write_report(records, per_rule, seed, out)
+def run(ops: list[str], per_rule: int, seed: int, out: Path | None, work: Path) -> int:
+    records: list[dict] = []
+    copy = Copy(work)
+    for op in ops:
+        copy.sync(op)
+        outcome, proof = copy.measure(op)
+        if outcome != "passed":
+            print(f"{op}: the tests fail without any bug planted: {outcome} {proof}")
+            return 2
+        mutants = mutants_of(op, per_rule, random.Random(f"{seed} {op}")) + emulated_mutants(op)
+        # By file: what the one before changed is compiled again.
+        for mutant in sorted(mutants, key=lambda m: (m.file, m.start)):
+            began = time.monotonic()
+            outcome, proof = copy.with_mutant(mutant)
+            if outcome == "passed":
+                proof = EXPLAINED.get((mutant.rule, mutant.source), "")
+                outcome = "harmless" if proof else outcome
+            records.append({**asdict(mutant), "outcome": outcome, "proof": proof})
+            place = f"{mutant.file}:{mutant.line}"
+            took = f"({time.monotonic() - began:.0f} s)"
+            print(
+                f"{outcome:9} {mutant.rule}: {place}: {mutant.before!r} {proof} {took}", flush=True
+            )
+            if out is not None:
+                write_report(records, ops, per_rule, seed, out)
     planted, survivors = bugs_and_survivors(records)
     print(f"{len(planted)} bugs planted, {len(planted) - len(survivors)} noticed")
     return 1 if survivors else 0
@@ -282,7 +346,13 @@ def bugs_and_survivors(records: list[dict]) -> tuple[list[dict], list[dict]]:
     return planted, [r for r in planted if r["outcome"] == "passed"]
 
 
-def write_report(records: list[dict], per_rule: int, seed: int, out: Path) -> None:
+def write_report(records: list[dict], ops: list[str], per_rule: int, seed: int, out: Path) -> None:
+    """Puts the records in the place of what the file says of these ops."""
+    before = json.loads(out.read_text())["mutants"] if out.exists() else []
+    records = [
+        *(r for r in before if r["op"] not in ops),
+        *({k: v for k, v in r.items() if k not in ("start", "end")} for r in records),
+    ]
     planted, survivors = bugs_and_survivors(records)
     summary = {
         "per_rule": per_rule,
@@ -290,21 +360,26 @@ def write_report(records: list[dict], per_rule: int, seed: int, out: Path) -> No
         "planted": len(planted),
         "noticed": len(planted) - len(survivors),
         "harmless": sum(r["outcome"] == "harmless" for r in records),
-        "mutants": [{k: v for k, v in r.items() if k not in ("start", "end")} for r in records],
+        "mutants": records,
     }
     out.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def main() -> int:
     every = sorted(p.name for p in KERNELS.iterdir() if p.is_dir() and p.name != "common")
-    tested = [op for op in every if (ROOT / f"python_tests/test_cuda_shim_{op}.py").exists()]
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--op", action="append", choices=tested, help="all by default")
+    parser.add_argument("--op", action="append", choices=every, help="all by default")
     parser.add_argument("--per-rule", type=int, default=2, help="places per op and drawn rule")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file, rewritten after every mutant")
+    parser.add_argument("--work", type=Path, help="folder that keeps the builds")
     arguments = parser.parse_args()
-    return run(arguments.op or tested, arguments.per_rule, arguments.seed, arguments.out)
+    ops = arguments.op or every
+    settings = (ops, arguments.per_rule, arguments.seed, arguments.out)
+    if arguments.work is not None:
+        return run(*settings, arguments.work.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        return run(*settings, Path(folder))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ namespace {
 
 constexpr size_t kSharedWithoutOptIn = 48 * 1024;
 
+int64_t launches_until_failure = -1;
+
 std::map<const void*, int>& opted_in() {
   static std::map<const void*, int> kernels;
   return kernels;
@@ -95,8 +97,13 @@ cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t
 
 namespace fastconv::cuda_shim {
 
+void fail_launch(int64_t number) {
+  launches_until_failure = number;
+}
+
 cudaError_t start_grid(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
                        void* context) {
+  if (launches_until_failure >= 0 && launches_until_failure-- == 0) return cudaErrorLaunchFailure;
   if (!valid(config, kernel)) return cudaErrorInvalidConfiguration;
   return run_grid(config, body, context);
 }

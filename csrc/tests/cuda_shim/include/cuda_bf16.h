@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Stands in for CUDA's cuda_bf16.h: the upper half of a float, conversions to nearest even.
+// Stands in for CUDA's cuda_bf16.h: the upper half of a float, conversions to nearest even. Of the
+// constructors only the one from float is here, and explicit: others do not compile.
 #pragma once
 
 #include <cstdint>
 
 struct __nv_bfloat16 {
   uint16_t bits;
+
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float x);
+  template <typename T>
+  explicit __nv_bfloat16(T) = delete;
 };
 
 struct alignas(4) __nv_bfloat162 {
@@ -19,9 +25,11 @@ inline float __bfloat162float(__nv_bfloat16 x) {
 
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  if (x != x) return {0x7fff};  // the GPU's canonical NaN
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  const bool is_nan = x != x;  // then the GPU's canonical one
+  const uint32_t half = is_nan ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_bit_cast(__nv_bfloat16, static_cast<uint16_t>(half));
 }
+inline __nv_bfloat16::__nv_bfloat16(float x) : bits(__float2bfloat16_rn(x).bits) {}
 inline __nv_bfloat16 __float2bfloat16(float x) {
   return __float2bfloat16_rn(x);
 }
