@@ -117,12 +117,15 @@ void test_shape(const Conv2dShape& s, bool channels_last, const std::string& wha
 
 void test_every_schedule() {
   for_each_schedule([] {
-    for (const Conv2dShape& shape : kShapes)
+    for (const Conv2dShape& shape : kShapes) {
+      // The dilated one runs kernels of the one before: other addresses, the same meetings.
+      if (kThreadSanitizer && shape.dilation_height > 1) continue;
       for (const bool channels_last : {false, true})
         test_shape(shape, channels_last,
                    "schedule " + std::to_string(static_cast<int>(cuda_shim::options().schedule)) +
                        " shape " + std::to_string(&shape - kShapes) +
                        (channels_last ? " channels_last" : ""));
+    }
   });
 }
 

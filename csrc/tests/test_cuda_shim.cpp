@@ -381,12 +381,27 @@ void test_failing_launches() {
 }  // namespace
 }  // namespace fastconv::testing
 
-// With the argument "race": runs a kernel whose right results hide a missing barrier.
+// With the argument "race": runs a kernel whose right results hide a missing barrier. With
+// "block_race": one whose blocks do not wait for each other, after a launch without a race.
 int main(int count, char** arguments) {
   using namespace fastconv::testing;
   if (count > 1 && std::string(arguments[1]) == "race") {
     fastconv::cuda_shim::set_options({.schedule = fastconv::cuda_shim::Schedule::kDescending});
     exchange_is_right(1, false, true);
+    return report();
+  }
+  if (count > 1 && std::string(arguments[1]) == "block_race") {
+    constexpr int kBlocks = 3;
+    Device<int> input("input", kBlocks), partials("partials", kBlocks), sum("sum", 1);
+    Device<unsigned> ticket("ticket", 1);
+    ticket[0] = 0;
+    for (int b = 0; b < kBlocks; ++b) input[b] = b;
+    CHECK(FC_LAUNCH(last_block_kernel, kBlocks, 32, 0, nullptr, input.data(), partials.data(),
+                    ticket.data(), sum.data()) == cudaSuccess);
+    std::printf("the first launch has no race\n");
+    std::fflush(stdout);
+    CHECK(FC_LAUNCH(highest_block_kernel, kBlocks, 32, 0, nullptr, input.data(), partials.data(),
+                    sum.data()) == cudaSuccess);
     return report();
   }
   if (kRacesAllowed) {

@@ -32,7 +32,10 @@ std::string trace;
 char error_text[1024] = "";
 const char* noted_kernel = "kernel";
 uint64_t random_state = 1;
-char launch_key;  // the end of a launch happens before the next one
+// The end of a launch happens before what its caller does next, that before the next launch's
+// blocks.
+char launch_key;
+char caller_key;
 
 // Blocks are large and kept between launches: their fibers own stacks.
 Block* live_blocks[kMaxLiveBlocks];
@@ -44,6 +47,7 @@ bool has_random_threads() {
 
 void run_thread(void* argument) {
   Thread& thread = *static_cast<Thread*>(argument);
+  acquire(&caller_key);
   launch.body(launch.context);
   if (thread.copies.count != 0)
     fail(thread.where, "thread ends with cp.async copies that it never waited for");
@@ -66,6 +70,7 @@ void start_block(Block& block, int64_t number) {
   block.barriers = 0;
   block.shared_bytes = launch.shared_bytes;
   block.shared = guarded_allocate(launch.shared_bytes, 128, Flush::kEnd, "shared memory");
+  release(&caller_key);
   for (int t = 0; t < block.thread_count; ++t) {
     Thread& thread = block.threads[t];
     thread.view = {index_in(launch.block, t), index_in(launch.grid, number), launch.block,
@@ -84,7 +89,8 @@ void start_block(Block& block, int64_t number) {
 
 void end_block(Block& block) {
   const bool intact = guarded_free(block.shared);
-  for (int t = 0; t < block.thread_count; ++t) block.threads[t].fiber.stop();
+  for (int t = 0; t < block.thread_count; ++t)
+    block.threads[t].fiber.stop(block.threads[t].state == State::kDone);
   block.number = -1;
   if (intact || launch.failed) return;
   launch.failed = true;
@@ -348,6 +354,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, void (*body)(void*), void
   ++current_counts.launches;
   trace += trace.empty() ? "" : "|";
   trace += noted_kernel;
+  Fiber::order_stopped_before_started();
   {
     const FaultHandlers handlers;
     run_blocks();

@@ -85,9 +85,30 @@ void* prepared_stack(void* stack, void (*function)()) {
 
 }  // namespace
 
+#ifdef FASTCONV_SHIM_TSAN
+// ThreadSanitizer takes longer to make and end a thread than most kernels run, so threads whose
+// launch is over serve the next one, each with the stack that is its own. Not within a launch: the
+// blocks that a thread serves are ordered. A limit, because its clocks grow with the threads.
+struct Kept {
+  void* stack;
+  void* sanitizer_fiber;
+};
+constexpr int kMostKept = 2048;
+Kept kept[kMostKept];  // those to be used again first, then those of the launch that runs
+int kept_ready = 0;
+int kept_count = 0;
+#endif
+
 Fiber::~Fiber() {
-  stop();
+  stop(false);
   free_stack();
+}
+
+void Fiber::make_stack() {
+  void* mapped = mmap(nullptr, kStackBytes + kGuardBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED || mprotect(mapped, kGuardBytes, PROT_NONE) != 0) std::abort();
+  stack_ = static_cast<char*>(mapped) + kGuardBytes;
 }
 
 void Fiber::free_stack() {
@@ -97,18 +118,21 @@ void Fiber::free_stack() {
 }
 
 void Fiber::start(void (*body)(void*), void* argument) {
-  stop();
-  if (stack_ == nullptr) {
-    void* mapped = mmap(nullptr, kStackBytes + kGuardBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED || mprotect(mapped, kGuardBytes, PROT_NONE) != 0) std::abort();
-    stack_ = static_cast<char*>(mapped) + kGuardBytes;
+  stop(false);
+#ifdef FASTCONV_SHIM_TSAN
+  if (kept_ready > 0) {
+    const Kept next = kept[--kept_ready];
+    kept[kept_ready] = kept[--kept_count];
+    stack_ = next.stack;
+    sanitizer_fiber_ = next.sanitizer_fiber;
   }
+#endif
+  if (stack_ == nullptr) make_stack();
 #ifdef __SANITIZE_ADDRESS__
   __asan_unpoison_memory_region(stack_, kStackBytes);  // frames of a launch that was given up
 #endif
 #ifdef FASTCONV_SHIM_TSAN
-  sanitizer_fiber_ = __tsan_create_fiber(0);
+  if (sanitizer_fiber_ == nullptr) sanitizer_fiber_ = __tsan_create_fiber(0);
 #endif
   saved_ = prepared_stack(stack_, entry);
   body_ = body;
@@ -146,11 +170,23 @@ void Fiber::suspend() {
 #endif
 }
 
-void Fiber::stop() {
+void Fiber::stop([[maybe_unused]] bool ended) {
 #ifdef FASTCONV_SHIM_TSAN
-  if (sanitizer_fiber_ != nullptr) __tsan_destroy_fiber(sanitizer_fiber_);
+  if (sanitizer_fiber_ == nullptr) return;
+  if (ended && kept_count < kMostKept) {
+    kept[kept_count++] = {stack_, sanitizer_fiber_};
+    stack_ = nullptr;
+  } else {
+    __tsan_destroy_fiber(sanitizer_fiber_);
+    free_stack();  // the next fiber there is another thread, and no race with this one
+  }
   sanitizer_fiber_ = nullptr;
-  free_stack();  // the next fiber there is another thread, and no race with this one
+#endif
+}
+
+void Fiber::order_stopped_before_started() {
+#ifdef FASTCONV_SHIM_TSAN
+  kept_ready = kept_count;
 #endif
 }
 

@@ -21,14 +21,17 @@ class Fiber {
   void resume();
   // Called by the running fiber: back to the resume() that runs it.
   void suspend();
-  // Called by the scheduler when the body will not be resumed again.
-  void stop();
+  // Called by the scheduler when the body will not be resumed again. `ended`: it came to its end.
+  void stop(bool ended);
+  // No fiber that was stopped before is unordered with one that starts from now on.
+  static void order_stopped_before_started();
 
   // Makes the thread go on in `landing` on a stack of its own when a signal handler with this
   // context returns.
   static void divert_signal(void* signal_context, void (*landing)());
 
  private:
+  void make_stack();
   void free_stack();
 
   void (*body_)(void*) = nullptr;
