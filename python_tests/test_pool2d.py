@@ -301,15 +301,115 @@ def test_empty_batch() -> None:
     assert fastF.max_pool2d(x, 2, return_indices=True)[1].shape == (0, 3, 4, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_torchs(dtype: torch.dtype) -> None:
-    x = torch.randn(2, 3, 9, 9).to(dtype)
-    assert torch.equal(fastF.max_pool2d(x, 3, 2), F.max_pool2d(x, 3, 2))
-    assert torch.equal(fastF.avg_pool2d(x, 3, 2), F.avg_pool2d(x, 3, 2))
-    grad = torch.ones(2, 3, 4, 4, dtype=dtype)
+def test_float16_is_torchs() -> None:
+    check_that_torch_computes(torch.randn(2, 3, 9, 9).half())
+
+
+def test_bfloat16_in_channels_last_is_torchs() -> None:
+    check_that_torch_computes(make_input((2, 3, 9, 9), True, torch.bfloat16, special=False))
+    taps = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    grad = torch.ones(2, 3, 2, 2, dtype=torch.bfloat16)
+    window = ([2, 2], [2, 2], [0, 0], [1, 1], False)
+    with pytest.raises(ValueError, match="expected a bfloat16 gradient in contiguous layout"):
+        OPS._max_pool2d_backward(grad, taps, [2, 3, 4, 4], *window, True)
+
+
+def check_that_torch_computes(x: Tensor) -> None:
+    runtime.forget_last_used()
     for ours, torchs in ((fastF.max_pool2d, F.max_pool2d), (fastF.avg_pool2d, F.avg_pool2d)):
+        expected = torchs(x, 3, 2)
+        assert torch.equal(ours(x, 3, 2), expected)
+        grad = torch.ones_like(expected)
         expected = gradients(torchs, (3, 2), x, grad)
         assert torch.equal(gradients(ours, (3, 2), x, grad), expected)
+    assert not runtime.last_used()
+
+
+# --- bfloat16 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", MAX_CASES, ids=case_ids(MAX_CASES))
+def test_max_of_bfloat16_matches_torch(case: PoolCase, isa: str) -> None:
+    for special in (False, True):
+        x = make_input(case.shape, False, torch.bfloat16, special)
+        runtime.forget_last_used()
+        check_max_forward(case, x)
+        assert_ran("max_pool2d_forward", isa, case, x)
+        check_backward(fastF.max_pool2d, F.max_pool2d, case.max_options(), x.nan_to_num(0, 9, -9))
+        assert_ran("max_pool2d_backward", isa, case, x)
+
+
+@pytest.mark.parametrize("case", AVG_CASES, ids=case_ids(AVG_CASES))
+def test_average_of_bfloat16_matches_torch(case: PoolCase, isa: str) -> None:
+    x = make_input(case.shape, False, torch.bfloat16, special=False)
+    for divisor in DIVISORS:
+        options = (*case.avg_options(), *divisor)
+        runtime.forget_last_used()
+        ours, theirs = fastF.avg_pool2d(x, *options), F.avg_pool2d(x, *options)
+        assert ours.dtype == torch.bfloat16
+        assert_parity(ours, theirs, F.avg_pool2d(x.double(), *options))
+        assert_ran("avg_pool2d_forward", isa, case, x)
+        check_backward(fastF.avg_pool2d, F.avg_pool2d, options, x)
+        assert_ran("avg_pool2d_backward", isa, case, x)
+
+
+def test_bfloat16_of_every_kind_of_input(isa: str, two_threads: None) -> None:
+    base = torch.randn(3, 50, 40, 70).bfloat16()
+    assert fastF.max_pool2d(base[:0], 2).shape == (0, 50, 20, 35)
+    for x in (base, base[:, ::2], base[..., 1:66:3], base.transpose(2, 3), base[:, 3], base[0]):
+        assert torch.equal(fastF.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, 3, 2, 1))
+        oracle = F.avg_pool2d(x.double(), 3, 2, 1)
+        assert_parity(fastF.avg_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 3, 2, 1), oracle)
+    grad = torch.randn(3, 50, 20, 35).bfloat16()
+    expected = gradients(F.max_pool2d, (2,), base, grad)
+    strided = torch.stack([grad, grad], -1)[..., 0]
+    assert torch.equal(gradients(fastF.max_pool2d, (2,), base, strided), expected)
+    infinite = torch.tensor([3.3e38, 3.3e38, float("nan"), 1.0]).bfloat16().reshape(1, 1, 1, 4)
+    assert fastF.avg_pool2d(infinite, (1, 2), divisor_override=1).isinf().tolist() == [
+        [[[True, False]]]
+    ]
+    assert fastF.avg_pool2d(infinite, (1, 2)).isnan().tolist() == [[[[False, True]]]]
+
+
+def test_second_derivatives_of_bfloat16() -> None:
+    x = torch.randint(-4, 5, (2, 3, 8, 8)).bfloat16()
+    for pool in (fastF.max_pool2d, fastF.avg_pool2d):
+        seconds = []
+        for dtype in (torch.bfloat16, torch.float32):
+            y = leaf(x.to(dtype))
+            (first,) = torch.autograd.grad(pool(y, 2).square().sum(), y, create_graph=True)
+            (second,) = torch.autograd.grad(first.square().sum(), y)
+            seconds.append(second)
+        assert torch.allclose(seconds[0].float(), seconds[1], rtol=2e-2, atol=2e-2)
+
+
+def test_bfloat16_compiles_and_passes_opcheck() -> None:
+    x = torch.randn(2, 3, 9, 11).bfloat16()
+    compiled = torch.compile(
+        lambda t: fastF.max_pool2d(t, 3, 2) + fastF.avg_pool2d(t, 3, 2),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    y, z = leaf(x), leaf(x)
+    output = compiled(y)
+    expected = fastF.max_pool2d(z, 3, 2) + fastF.avg_pool2d(z, 3, 2)
+    assert torch.equal(output, expected)
+    output.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(y.grad, z.grad)
+    torch.library.opcheck(OPS.max_pool2d.default, (x, [2, 2]))
+    torch.library.opcheck(OPS.avg_pool2d.default, (leaf(x), [2, 2]))
+
+
+def test_bfloat16_negative_control() -> None:
+    x = torch.randn(2, 3, 8, 8).bfloat16()
+    theirs, oracle = F.avg_pool2d(x, 2), F.avg_pool2d(x.double(), 2)
+    truncated = (F.avg_pool2d(x.float(), 2).view(torch.int32) >> 16 << 16).view(torch.float32)
+    with pytest.raises(AssertionError):
+        assert_parity(truncated.bfloat16() * 1.02, theirs, oracle)
+
+
+# --- Threads -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels_last", LAYOUTS, ids=["nchw", "channels_last"])

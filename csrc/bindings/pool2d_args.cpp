@@ -131,6 +131,12 @@ void check_pool2d_output(const char* op, const char* name, const Tensor& tensor,
   check_pool2d_tensor(op, name, tensor, at::IntArrayRef(sizes).slice(4 - rank), dtype);
 }
 
+bool pools_on_torch(const Tensor& input) {
+  if (input.scalar_type() == at::kBFloat16)
+    return !input.device().is_cpu() || pools_channels_last(input);
+  return runs_on_torch_kernels(input.scalar_type());
+}
+
 bool pools_channels_last(const Tensor& input) {
   return input.dim() == 4 && input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
 }

@@ -39,6 +39,10 @@ Tensor new_pool2d_output(const Pool2dShape& shape, int64_t rank, const at::Tenso
 void check_pool2d_output(const char* op, const char* name, const Tensor& tensor,
                          const Pool2dShape& shape, size_t rank, at::ScalarType dtype);
 
+// True when torch's own operator pools this tensor: dtypes without kernels of ours, and bfloat16 in
+// channels_last, where torch's is vectorised.
+bool pools_on_torch(const Tensor& input);
+
 // True when results for `input` are laid out channels_last, as torch lays them out.
 bool pools_channels_last(const Tensor& input);
 

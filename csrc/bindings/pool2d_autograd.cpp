@@ -160,7 +160,7 @@ struct AvgPool2dBackwardFunction : torch::autograd::Function<AvgPool2dBackwardFu
 // forward-mode tangents, and for the dtypes that torch computes anyway.
 bool torch_differentiates(const Tensor& input) {
   return inside_functorch() || has_tangent(input) ||
-         (differentiates(input) && runs_on_torch_kernels(input.scalar_type()));
+         (differentiates(input) && pools_on_torch(input));
 }
 
 Tensor max_pool2d_autograd(const Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,

@@ -97,27 +97,8 @@ struct VectorBfloat16 : VectorFloat32 {
   using VectorFloat32::store;
   using VectorFloat32::store_first;
 
-  static Reg widen(__m128i x) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
-  }
-  // To the nearest, ties to even; a NaN stays one.
-  static __m128i narrow(Reg x) {
-    const __m256i bits = _mm256_castps_si256(x);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded =
-        _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
-    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
-  }
-
-  static Reg load(const uint16_t* p) {
-    return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
-  static void store(uint16_t* p, Reg x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(x));
-  }
+  static Reg load(const uint16_t* p) { return Simd::load_bfloat16(p); }
+  static void store(uint16_t* p, Reg x) { Simd::store_bfloat16(p, x); }
   static Reg load_first(const uint16_t* p, int64_t n) {
     uint16_t lanes[kLanes] = {};
     for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];

@@ -94,30 +94,13 @@ struct VectorBfloat16 : VectorFloat32 {
   using VectorFloat32::store;
   using VectorFloat32::store_first;
 
-  static Reg widen(__m256i x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-  }
-  // To the nearest, ties to even; a NaN stays one.
-  static __m256i narrow(Reg x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
-    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits,
-                                   _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-  }
-
-  static Reg load(const uint16_t* p) {
-    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static void store(uint16_t* p, Reg x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x));
-  }
+  static Reg load(const uint16_t* p) { return Simd::load_bfloat16(p); }
+  static void store(uint16_t* p, Reg x) { Simd::store_bfloat16(p, x); }
   static Reg load_first(const uint16_t* p, int64_t n) {
-    return widen(_mm256_maskz_loadu_epi16(Simd::mask_first(n), p));
+    return Simd::widen_bfloat16(_mm256_maskz_loadu_epi16(Simd::mask_first(n), p));
   }
   static void store_first(uint16_t* p, Reg x, int64_t n) {
-    _mm256_mask_storeu_epi16(p, Simd::mask_first(n), narrow(x));
+    _mm256_mask_storeu_epi16(p, Simd::mask_first(n), Simd::narrow_bfloat16(x));
   }
 };
 

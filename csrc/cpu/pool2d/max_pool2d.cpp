@@ -74,6 +74,7 @@ void max_pool2d_gather(const MaxPool2dGather<T>& call) {
 
 template void max_pool2d_gather(const MaxPool2dGather<float>&);
 template void max_pool2d_gather(const MaxPool2dGather<double>&);
+template void max_pool2d_gather(const MaxPool2dGather<uint16_t>&);
 
 void max_pool2d_indices(const MaxPool2dIndices& call) {
   max_pool2d_indices_reference(call);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// max_pool2d and avg_pool2d on raw pointers: float32 by vector kernels on the active ISA, float64
-// by the plain loops of pool2d_reference.h.
+// max_pool2d and avg_pool2d on raw pointers: float32 by vector kernels on the active ISA, bfloat16
+// by the same on widened planes, float64 by the plain loops of pool2d_reference.h.
 //
 //   window of output (i, j): input (i * stride - padding + r * dilation, j * ... + q * dilation),
 //   tap number r * kernel_width + q; taps outside the input are not part of the window
@@ -108,7 +108,7 @@ template <typename T>
 void max_pool2d_forward(const MaxPool2dForward<T>& call);
 template <typename T>
 void max_pool2d_backward(const MaxPool2dBackward<T>& call);
-template <typename T>
+template <typename T>  // also for uint16_t, the bits of bfloat16
 void max_pool2d_gather(const MaxPool2dGather<T>& call);
 void max_pool2d_indices(const MaxPool2dIndices& call);
 
@@ -119,5 +119,14 @@ void avg_pool2d_forward(const AvgPool2dForward<T>& call);
 int64_t avg_pool2d_backward_scratch(const Pool2dShape& shape, const AvgDivisor& divisor);
 template <typename T>
 void avg_pool2d_backward(const AvgPool2dBackward<T>& call, float* scratch);
+
+// The same on bfloat16, whose bits are given as uint16_t: averages and gradients are summed in
+// float32 and rounded once. All tensors are dense [batch, channels, height, width]; channels_last
+// is false. `scratch` holds pool2d_bfloat16_scratch floats.
+int64_t pool2d_bfloat16_scratch(const Pool2dShape& shape);
+void max_pool2d_forward(const MaxPool2dForward<uint16_t>& call, float* scratch);
+void max_pool2d_backward(const MaxPool2dBackward<uint16_t>& call, float* scratch);
+void avg_pool2d_forward(const AvgPool2dForward<uint16_t>& call, float* scratch);
+void avg_pool2d_backward(const AvgPool2dBackward<uint16_t>& call, float* scratch);
 
 }  // namespace fastconv::cpu

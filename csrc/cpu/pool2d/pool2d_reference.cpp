@@ -215,6 +215,7 @@ template void max_pool2d_backward_reference(const MaxPool2dBackward<float>&);
 template void max_pool2d_backward_reference(const MaxPool2dBackward<double>&);
 template void max_pool2d_gather_reference(const MaxPool2dGather<float>&);
 template void max_pool2d_gather_reference(const MaxPool2dGather<double>&);
+template void max_pool2d_gather_reference(const MaxPool2dGather<uint16_t>&);
 template void avg_pool2d_forward_reference(const AvgPool2dForward<float>&);
 template void avg_pool2d_forward_reference(const AvgPool2dForward<double>&);
 template void avg_pool2d_backward_reference(const AvgPool2dBackward<float>&);

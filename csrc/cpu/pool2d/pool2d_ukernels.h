@@ -36,6 +36,9 @@ struct Pool2dKernels {
   void (*max_backward[kPoolKernelCount])(const MaxPool2dBackward<float>&, RowRange);
   void (*avg_forward[kPoolKernelCount])(const AvgPool2dForward<float>&, RowRange);
   void (*avg_backward[kPoolKernelCount])(const AvgGradUniform&, RowRange);
+  // bfloat16 to float32 and back, rounding to the nearest, ties to even.
+  void (*widen)(const uint16_t* source, int64_t count, float* target);
+  void (*narrow)(const float* source, int64_t count, uint16_t* target);
 };
 
 extern const Pool2dKernels kPool2dKernelsScalar;

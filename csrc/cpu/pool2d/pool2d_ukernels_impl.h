@@ -70,6 +70,24 @@ void avg_backward(const AvgGradUniform& call, RowRange range) {
   run_grad<Kernel>(AvgGrad(call), range);
 }
 
+void widen(const uint16_t* source, int64_t count, float* target) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Simd::store(target + i, Simd::load_bfloat16(source + i));
+  if (i == count) return;
+  uint16_t rest[kLanes] = {};
+  for (int64_t l = i; l < count; ++l) rest[l - i] = source[l];
+  Simd::store_masked(target + i, Simd::load_bfloat16(rest), Simd::mask_first(count - i));
+}
+
+void narrow(const float* source, int64_t count, uint16_t* target) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Simd::store_bfloat16(target + i, Simd::load(source + i));
+  if (i == count) return;
+  uint16_t rest[kLanes];
+  Simd::store_bfloat16(rest, Simd::load_masked(source + i, Simd::mask_first(count - i)));
+  for (int64_t l = i; l < count; ++l) target[l] = rest[l - i];
+}
+
 // In the order of PoolKernel.
 constexpr Pool2dKernels kPool2dKernels = {
     {&max_forward<PoolKernel::k2x2s2>, &max_forward<PoolKernel::k3x3s2>,
@@ -84,6 +102,8 @@ constexpr Pool2dKernels kPool2dKernels = {
     {&avg_backward<PoolKernel::k2x2s2>, &avg_backward<PoolKernel::k3x3s2>,
      &avg_backward<PoolKernel::k3x3s1>, &avg_backward<PoolKernel::kGeneral>,
      &avg_backward<PoolKernel::kChannelsLast>},
+    &widen,
+    &narrow,
 };
 
 }  // namespace

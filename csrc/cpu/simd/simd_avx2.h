@@ -32,6 +32,27 @@ struct Simd {
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
 
+  // bfloat16, the upper halves of floats; narrowed to the nearest, ties to even, a NaN stays one.
+  static Reg widen_bfloat16(__m128i x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+  }
+  static __m128i narrow_bfloat16(Reg x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+  }
+  static Reg load_bfloat16(const uint16_t* p) {
+    return widen_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void store_bfloat16(uint16_t* p, Reg x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bfloat16(x));
+  }
+
   // Lanes outside the mask read as zero; memory outside the mask is not touched.
   static Reg load_masked(const float* p, Mask m) { return _mm256_maskload_ps(p, m); }
   static void store_masked(float* p, Reg x, Mask m) { _mm256_maskstore_ps(p, m, x); }

@@ -18,6 +18,20 @@ struct Simd {
   static Reg load(const float* p) { return *p; }
   static void store(float* p, Reg x) { *p = x; }
 
+  // bfloat16, the upper half of a float; narrowed to the nearest, ties to even, a NaN stays one.
+  static Reg load_bfloat16(const uint16_t* p) {
+    const uint32_t bits = static_cast<uint32_t>(*p) << 16;
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+  static void store_bfloat16(uint16_t* p, Reg x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    bits = x != x ? bits | 0x400000 : bits + 0x7fff + ((bits >> 16) & 1);
+    *p = static_cast<uint16_t>(bits >> 16);
+  }
+
   static Reg load_masked(const float* p, Mask m) { return m ? *p : 0.0f; }
   static void store_masked(float* p, Reg x, Mask m) {
     if (m) *p = x;
