@@ -27,8 +27,9 @@ def max_pool2d(
     and a NaN wins over every number.
 
     Args:
-        input: ``[N, C, H, W]`` or ``[C, H, W]``; float32 runs on fastconv's kernels, float64 on
-            their reference loops, all others on torch's own. Any strides; N may be 0.
+        input: ``[N, C, H, W]`` or ``[C, H, W]``; float32 runs on fastconv's kernels, and so does
+            bfloat16 on the CPU unless it is channels_last; float64 runs on reference loops, all
+            others on torch's own. Any strides; N may be 0.
         kernel_size: size of the window, one integer or (height, width).
         stride: step of the window; None is the kernel size.
         padding: positions added on each side, at most half the kernel size.

@@ -77,6 +77,16 @@ inline void load_taps(const float* p, const TapMasks<K, S>* masks, Simd::Reg fil
   }
 }
 
+// Rows are read in pairs, back and forth, which the hardware's prefetching of streams does not
+// follow well: without a hint, windows of stride 2 come out of memory at 40 to 60 % of the speed.
+template <int K, int S>
+inline void prefetch_row(const float* p) {
+  constexpr int64_t kAhead = 2048;
+#pragma GCC unroll 4
+  for (int i = 0; i < TapMasks<K, S>::kParts; ++i)
+    __builtin_prefetch(p + part_begin<S>(i) + kAhead);
+}
+
 // One output row: its first window, of which taps `rows` exist, and its first output.
 template <class Pool>
 struct OutputRow {
@@ -100,6 +110,9 @@ template <int K, int S, bool Masked, class Pool>
   if (row.rows.begin == 0 && row.rows.end == K) {
 #pragma GCC unroll 3
     for (int r = 0; r < K; ++r) {
+      if constexpr (S == 2 && !Masked) {
+        if (r >= K - S) prefetch_row<K, S>(first + r * pitch);
+      }
       load_taps<K, S, Masked>(first + r * pitch, masks, fill, taps);
 #pragma GCC unroll 3
       for (int q = 0; q < K; ++q) {
