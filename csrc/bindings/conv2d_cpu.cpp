@@ -30,6 +30,19 @@ bool torch_is_faster(const Conv2dShape& s) {
   return !cpu::isa_is_forced() && depthwise && s.out_width < kTwoVectors;
 }
 
+bool is_channels_last(const Tensor& weight) {
+  return !weight.is_contiguous() && weight.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+// Gives the call its weights in a layout that its plan takes; the result owns them.
+template <typename Call>
+Tensor set_weight(const cpu::Conv2dPlan& plan, const Tensor& weight, Call* call) {
+  call->weight_channels_last = plan.takes_channels_last && is_channels_last(weight);
+  const Tensor w = call->weight_channels_last ? weight : weight.contiguous();
+  call->weight = w.template const_data_ptr<float>();
+  return w;
+}
+
 constexpr const char* kTorch = "torch";  // the algorithm's name in the record of what ran
 
 // `kernels`: those the call would run; torch serves all of them or none.
@@ -63,24 +76,25 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
                                input.options(), conv2d_memory_format(input, weight));
   if (output.numel() == 0) return output;
   const Tensor x = readable(input);
-  const Tensor w = weight.contiguous();
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
   if (input.scalar_type() == at::kDouble) {
+    const Tensor w = weight.contiguous();
     cpu::conv2d_forward_reference(shape, x.const_data_ptr<double>(), strides_of(x),
                                   w.const_data_ptr<double>(),
                                   b.defined() ? b.const_data_ptr<double>() : nullptr,
                                   output.mutable_data_ptr<double>(), strides_of(output));
     return output;
   }
-  const cpu::Conv2dForward call{shape,
-                                x.const_data_ptr<float>(),
-                                strides_of(x),
-                                w.const_data_ptr<float>(),
-                                b.defined() ? b.const_data_ptr<float>() : nullptr,
-                                output.mutable_data_ptr<float>(),
-                                strides_of(output)};
+  cpu::Conv2dForward call{shape,
+                          x.const_data_ptr<float>(),
+                          strides_of(x),
+                          nullptr,
+                          b.defined() ? b.const_data_ptr<float>() : nullptr,
+                          output.mutable_data_ptr<float>(),
+                          strides_of(output)};
   const cpu::Conv2dPlan plan = cpu::plan_conv2d_forward(call);
   check_possible(plan, cpu::KernelId::kConv2dForward, shape);
+  const Tensor w = set_weight(plan, weight, &call);
   const Scratch scratch(plan.scratch_floats);
   cpu::conv2d_forward(plan, call, scratch.data());
   return output;
@@ -91,21 +105,18 @@ Tensor grad_input_4d(const Conv2dShape& shape, const Tensor& grad_output, const 
   Tensor grad_input =
       empty_output(input.sizes(), input.options(), conv2d_memory_format(input, weight));
   if (grad_input.numel() == 0) return grad_input;
-  const Tensor w = weight.contiguous();
   if (input.scalar_type() == at::kDouble) {
+    const Tensor w = weight.contiguous();
     cpu::conv2d_grad_input_reference(shape, grad_output.const_data_ptr<double>(),
                                      strides_of(grad_output), w.const_data_ptr<double>(),
                                      grad_input.mutable_data_ptr<double>(), strides_of(grad_input));
     return grad_input;
   }
-  const cpu::Conv2dGradInput call{shape,
-                                  grad_output.const_data_ptr<float>(),
-                                  strides_of(grad_output),
-                                  w.const_data_ptr<float>(),
-                                  grad_input.mutable_data_ptr<float>(),
-                                  strides_of(grad_input)};
+  cpu::Conv2dGradInput call{shape,   grad_output.const_data_ptr<float>(),  strides_of(grad_output),
+                            nullptr, grad_input.mutable_data_ptr<float>(), strides_of(grad_input)};
   const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_input(call);
   check_possible(plan, cpu::KernelId::kConv2dGradInput, shape);
+  const Tensor w = set_weight(plan, weight, &call);
   const Scratch scratch(plan.scratch_floats);
   cpu::conv2d_grad_input(plan, call, scratch.data());
   return grad_input;
@@ -129,15 +140,20 @@ std::pair<Tensor, Tensor> grad_weight_4d(const Conv2dShape& shape, const Tensor&
                                       strides_of(x), grad_weight.mutable_data_ptr<double>(),
                                       with_bias ? grad_bias.mutable_data_ptr<double>() : nullptr);
   } else {
-    const cpu::Conv2dGradWeight call{shape,
-                                     grad_output.const_data_ptr<float>(),
-                                     strides_of(grad_output),
-                                     x.const_data_ptr<float>(),
-                                     strides_of(x),
-                                     grad_weight.mutable_data_ptr<float>(),
-                                     with_bias ? grad_bias.mutable_data_ptr<float>() : nullptr};
+    cpu::Conv2dGradWeight call{shape,
+                               grad_output.const_data_ptr<float>(),
+                               strides_of(grad_output),
+                               x.const_data_ptr<float>(),
+                               strides_of(x),
+                               grad_weight.mutable_data_ptr<float>(),
+                               with_bias ? grad_bias.mutable_data_ptr<float>() : nullptr};
     const cpu::Conv2dPlan plan = cpu::plan_conv2d_grad_weight(call);
     check_possible(plan, cpu::KernelId::kConv2dGradWeight, shape);
+    if (plan.takes_channels_last && is_channels_last(weight)) {
+      grad_weight = at::empty(weight.sizes(), weight.options(), at::MemoryFormat::ChannelsLast);
+      call.grad_weight = grad_weight.mutable_data_ptr<float>();
+      call.weight_channels_last = true;
+    }
     const Scratch scratch(plan.scratch_floats);
     cpu::conv2d_grad_weight(plan, call, scratch.data());
   }

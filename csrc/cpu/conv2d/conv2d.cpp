@@ -60,7 +60,8 @@ GatherConv forward_gather(const Conv2dForward& call, const char* forced) {
   conv.weight = call.weight;
   conv.weight_group = s.group_out_channels() * s.group_in_channels() * s.taps();
   conv.weight_out = s.group_in_channels() * s.taps();
-  conv.weight_in = s.taps();
+  conv.weight_in = call.weight_channels_last ? 1 : s.taps();
+  conv.weight_tap = call.weight_channels_last ? s.group_in_channels() : 1;
   conv.weight_taps = s.taps();
   conv.bias = call.bias;
   for (int64_t r = 0; r < s.kernel_height; ++r) {
@@ -100,8 +101,9 @@ GatherConv phase_gather(const Conv2dGradInput& call, const char* forced, int64_t
   conv.step_width = 1;
   conv.weight = call.weight;
   conv.weight_group = s.group_out_channels() * s.group_in_channels() * s.taps();
-  conv.weight_out = s.taps();
+  conv.weight_out = call.weight_channels_last ? 1 : s.taps();
   conv.weight_in = s.group_in_channels() * s.taps();
+  conv.weight_tap = call.weight_channels_last ? s.group_in_channels() : 1;
   conv.weight_taps = s.taps();
   for (const PhaseTap& r : phase_taps(rows.first, s.stride_height, s.padding_height,
                                       s.dilation_height, s.kernel_height)) {
@@ -148,6 +150,7 @@ Conv2dPlan plan_conv2d_forward(const Conv2dForward& call) {
   const GatherConv conv = forward_gather(call, plan.forced);
   const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);
   plan.possible = gather.possible;
+  plan.takes_channels_last = true;
   plan.scratch_floats = gather_scratch_floats(gather, conv);
   return plan;
 }
@@ -170,6 +173,7 @@ Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call) {
     plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
     return plan;
   }
+  plan.takes_channels_last = true;
   for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
     if (conv.taps() == 0) return;
     const GatherPlan gather = plan_gather(conv, plan.isa, plan.threads);

@@ -7,7 +7,8 @@
 //
 // Every function is asked first for a plan, which says how much scratch memory it wants, and is
 // then run on memory that the caller owns. Tensors are float32; input, output and their gradients
-// have any strides, weights are contiguous [out_channels, in_channels / groups, kh, kw].
+// have any strides, weights are contiguous [out_channels, in_channels / groups, kh, kw], or
+// channels_last where the plan takes that: [out_channels, kh, kw, in_channels / groups] in memory.
 // No pointer may alias another; outputs are written completely, never read first.
 #pragma once
 
@@ -26,6 +27,7 @@ struct Conv2dPlan {
   int64_t scratch_floats;  // memory the run needs, uninitialised
   const char* forced;      // the algorithm somebody forced (cpu/runtime/trace.h), or nullptr
   bool possible;           // false: the forced one cannot serve the call, which must not be run
+  bool takes_channels_last = false;  // the weights, or their gradient
 };
 
 struct Conv2dForward {
@@ -36,6 +38,7 @@ struct Conv2dForward {
   const float* bias;  // [out_channels] or nullptr
   float* output;
   Strides4 output_strides;
+  bool weight_channels_last = false;
 };
 
 struct Conv2dGradInput {
@@ -45,6 +48,7 @@ struct Conv2dGradInput {
   const float* weight;
   float* grad_input;
   Strides4 grad_input_strides;
+  bool weight_channels_last = false;
 };
 
 struct Conv2dGradWeight {
@@ -53,8 +57,9 @@ struct Conv2dGradWeight {
   Strides4 grad_output_strides;
   const float* input;
   Strides4 input_strides;
-  float* grad_weight;  // contiguous [out_channels, in_channels / groups, kh, kw]
+  float* grad_weight;  // as a weight
   float* grad_bias;    // [out_channels] or nullptr
+  bool weight_channels_last = false;
 };
 
 // Plans depend on the shape and the strides of a call; its pointers are not read.

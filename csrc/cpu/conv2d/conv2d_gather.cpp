@@ -8,6 +8,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_panel.h"
+#include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_rows.h"
 #include "cpu/conv2d/conv2d_strip.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
@@ -40,7 +41,7 @@ Costs estimate_costs(const GatherConv& conv, int64_t lanes) {
   const bool transposed = conv.input_strides.column != 1;  // channels_last input
   const double move = transposed ? 10.0 : 2.5;
   // Rows shorter than a vector are moved in as many steps as longer ones.
-  const double row_waste = 1.0 + 0.5 * static_cast<double>(lanes) / conv.grid_width;
+  const double row_waste = 1.0 + static_cast<double>(lanes) / conv.grid_width;
   return {static_cast<double>(lanes), 0.5 * static_cast<double>(conv.out_channels),
           move * row_waste,
           move * row_waste * static_cast<double>(conv.step_height * conv.step_width) /
@@ -63,8 +64,11 @@ double panel_cost(const GatherConv& conv, const Costs& costs) {
 
 double pixel_vector_cost(const GatherConv& conv, const Costs& costs) {
   const double width = static_cast<double>(conv.grid_width);
+  const double depth = static_cast<double>(conv.in_channels * conv.taps());
   const double lane_waste = costs.lanes * std::ceil(width / costs.lanes) / width;
-  return costs.multiply * lane_waste + costs.copy;
+  const bool in_place = conv.output_strides.column == 1;
+  const double unpack = in_place ? 0.0 : 5.0 * static_cast<double>(conv.out_channels) / depth;
+  return costs.multiply * lane_waste + costs.copy + unpack;
 }
 
 // Also finds the best tile width.
@@ -95,18 +99,36 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
   return best;
 }
 
+// Share of the multiplications that tiles of one grid row do; the other kernel rows lie outside.
+double inside_share(const GatherConv& conv) {
+  constexpr int64_t kWideRow = 10;  // narrower ones share a tile
+  if (conv.grid_width < kWideRow) return 1.0;
+  int64_t inside = 0;
+  for (int64_t tap_row : conv.tap_rows)
+    for (int64_t i = 0; i < conv.grid_height; ++i) {
+      const int64_t row = i * conv.step_height + tap_row;
+      inside += row >= 0 && row < conv.in_height ? 1 : 0;
+    }
+  return static_cast<double>(inside) /
+         static_cast<double>(conv.grid_height * static_cast<int64_t>(conv.tap_rows.size()));
+}
+
 double rows_cost(const GatherConv& conv, const Costs& costs) {
   const double taps = static_cast<double>(conv.taps());
   const double depth = static_cast<double>(conv.in_channels) * taps;
   const double channels = static_cast<double>(conv.out_channels);
   const double channel_waste = costs.lanes * std::ceil(channels / costs.lanes) / channels;
-  // A tile fetches a pointer per pixel and tap, and stores partial sums.
-  const double multiply =
-      costs.multiply * channel_waste * 1.03 + 8.0 * channels / (32.0 * conv.in_channels);
+  // Every pixel and tap is located, the more often the fewer floats it has.
+  const double columns = static_cast<double>(conv.tap_columns.size());
+  const bool folds = folding_pays(conv.in_channels, static_cast<int64_t>(columns));
+  const double floats = static_cast<double>(conv.in_channels) * (folds ? columns : 1.0);
+  const double multiply = costs.multiply * channel_waste * inside_share(conv) * 1.03 +
+                          (4.0 * costs.lanes + 0.25 * channels) / floats;
   const double steps = static_cast<double>(conv.step_height * conv.step_width);
-  // With a stride most of what is transposed goes unused.
+  // Most of what is transposed goes unused when single taps skip pixels.
+  const bool skips_pixels = conv.taps() == 1 && steps > 1.0;
   const double copy =
-      conv.input_strides.channel == 1 ? 0.0 : (steps > 1.0 ? 10.0 : 5.0) * steps / taps;
+      conv.input_strides.channel == 1 ? 0.0 : (skips_pixels ? 10.0 : 5.0) * steps / taps;
   const double unpack = conv.output_strides.channel == 1 ? 0.0 : 5.0 * channels / depth;
   return multiply + copy + unpack;
 }
@@ -124,13 +146,16 @@ double winograd_cost(const GatherConv& conv, const Costs& costs) {
   // Cycles per `lanes` Winograd tiles; a transposition moves four vectors of pixels.
   const double in_cycles = conv.input_strides.channel == 1 ? 35.0 : 60.0;
   const double out_cycles = conv.output_strides.channel == 1 ? 30.0 : 55.0;
+  constexpr double kTileCycles = 100.0;  // to find the pixels of a tile
   // Per vector of weights; many more when the transformed ones leave the cache.
   constexpr int64_t kCachedWeights = 256 * 1024;
   const double weight_cycles =
       conv.in_channels * conv.out_channels <= kCachedWeights ? 60.0 : 1000.0;
   const double tiles = conv.batch * tile_rows * row_tiles;
-  const double multiply = 16.0 * costs.multiply * channel_waste * in * 1.08;
-  const double transforms = in_cycles * in + out_cycles * out;
+  const double multiply = (16.0 * costs.multiply * in * 1.08 + 24.0 * out) * channel_waste;
+  const double in_vectors = costs.lanes * std::ceil(in / costs.lanes);
+  const double transforms =
+      in_cycles * in_vectors + out_cycles * out * channel_waste + kTileCycles * costs.lanes;
   return (multiply + transforms + weight_cycles * in * out / tiles) * tile_waste / (4.0 * 9.0 * in);
 }
 
@@ -175,6 +200,18 @@ void pack_weight_piece(const GatherPlan& plan, const GatherConv& conv, int64_t g
   // of all channels at once where those are contiguous too.
   const bool whole_kernel = conv.weight_taps == taps;
   const bool row_order = plan.algorithm == GatherAlgorithm::kPixelVectors;
+  if (conv.weight_tap != 1) {
+    // Every tap is a matrix of its own.
+    const int64_t step = row_order ? kernel_width : taps;  // from channel to channel
+    for (size_t r = 0; r < conv.weight_rows.size(); ++r)
+      for (int64_t q = 0; q < kernel_width; ++q) {
+        const int64_t tap = conv.weight_rows[r] + conv.weight_columns[q];
+        const int64_t row = static_cast<int64_t>(r) * kernel_width * (row_order ? channels : 1);
+        kernels.copy_block({rows, channels, source + tap * conv.weight_tap, conv.weight_out,
+                            conv.weight_in, target + (row + q) * rows, 1, step * rows});
+      }
+    return;
+  }
   if (whole_kernel && !row_order && conv.weight_in == taps) {
     kernels.copy_block({rows, channels * taps, source, conv.weight_out, 1, target, 1, rows});
     return;

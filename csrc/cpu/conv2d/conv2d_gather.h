@@ -52,9 +52,10 @@ struct GatherConv {
   std::vector<int64_t> tap_columns;
 
   const float* weight;   // w[g, o, c, r, q] at g * weight_group + o * weight_out + c * weight_in +
-  int64_t weight_group;  //                     weight_rows[r] + weight_columns[q]
+  int64_t weight_group;  //                     (weight_rows[r] + weight_columns[q]) * weight_tap
   int64_t weight_out;
   int64_t weight_in;
+  int64_t weight_tap;  // 1, or more in channels_last weights
   std::vector<int64_t> weight_rows;
   std::vector<int64_t> weight_columns;
   const char* forced;   // algorithm to use, or nullptr for the best

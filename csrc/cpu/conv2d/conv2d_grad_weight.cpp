@@ -134,9 +134,11 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
           weight_direct_scratch_floats(s, WeightVectors::kPixels, plan.isa, plan.threads);
       break;
     case WeightAlgorithm::kRows:
+      plan.takes_channels_last = true;
       plan.scratch_floats = weight_rows_scratch_floats(call, plan.isa, plan.threads);
       break;
     case WeightAlgorithm::kWinograd:
+      plan.takes_channels_last = true;
       plan.scratch_floats = weight_winograd_scratch_floats(call, plan.isa, plan.threads);
       break;
     case WeightAlgorithm::kDepthwise:

@@ -325,11 +325,14 @@ WeightPlan plan_blocks(const Conv2dGradWeight& call, Isa isa, int64_t threads) {
 
 bool weight_panel_in_place(const Conv2dGradWeight& call, Isa isa) {
   constexpr int64_t kLongRow = 128;
+  constexpr int64_t kShortRow = 40;  // long enough for sums that stay in L2
+  constexpr int64_t kFewSums = 256 * 1024;
   const Conv2dShape& s = call.shape;
   const GemmKernels& gemm = gemm_kernels(isa);
   const int64_t out = s.group_out_channels();
   const int64_t columns = round_up(out, in_place_family(gemm).vectors * gemm.lanes);
-  return reads_flat_images(call) && s.out_pixels() >= kLongRow && 8 * columns <= 9 * out + 8;
+  const int64_t row = s.group_in_channels() * out <= kFewSums ? kShortRow : kLongRow;
+  return reads_flat_images(call) && s.out_pixels() >= row && 4 * columns <= 5 * out;
 }
 
 int64_t weight_panel_scratch_floats(const Conv2dGradWeight& call, Isa isa, int64_t threads) {

@@ -149,14 +149,8 @@ class RowsBlock {
   void store() const {
     const int64_t taps = s_.taps();
     const int64_t first_out = group_ * s_.group_out_channels();
-    const int64_t out_stride = s_.group_in_channels() * taps;
-    std::vector<int64_t> rows(channels_ * taps);
     // Sums are ordered by tap, then channel, folded or not.
-    for (int64_t c = 0; c < channels_; ++c)
-      for (int64_t tap = 0; tap < taps; ++tap) rows[c * taps + tap] = tap * channels_ + c;
-    kernels_.unpack_columns({s_.group_out_channels(), channels_ * taps, sums_, layout_.out_pitch,
-                             rows.data(), call_.grad_weight + first_out * out_stride + c0_ * taps,
-                             out_stride});
+    store_weight_sums(kernels_, call_, {group_, c0_, channels_}, sums_, layout_.out_pitch);
     if (with_bias_)
       std::copy_n(sums_ + channels_ * taps * layout_.out_pitch, s_.group_out_channels(),
                   call_.grad_bias + first_out);

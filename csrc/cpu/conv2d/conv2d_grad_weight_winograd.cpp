@@ -169,18 +169,12 @@ class WinogradBlock {
 
   void store() {
     const int64_t first_out = group_ * s_.group_out_channels();
-    const int64_t out_stride = s_.group_in_channels() * 9;
     float* taps = zeros_;
     for (int64_t c = 0; c < channels_; ++c)
       winograd_.transform_weight_sums({u_ + c * layout_.out_pitch, layout_.u_coefficient,
                                        s_.group_out_channels(), taps + c * layout_.out_pitch,
                                        channels_ * layout_.out_pitch});
-    std::vector<int64_t> rows(channels_ * 9);
-    for (int64_t c = 0; c < channels_; ++c)
-      for (int64_t tap = 0; tap < 9; ++tap) rows[c * 9 + tap] = tap * channels_ + c;
-    kernels_.unpack_columns({s_.group_out_channels(), channels_ * 9, taps, layout_.out_pitch,
-                             rows.data(), call_.grad_weight + first_out * out_stride + c0_ * 9,
-                             out_stride});
+    store_weight_sums(kernels_, call_, {group_, c0_, channels_}, taps, layout_.out_pitch);
     if (with_bias_) std::copy_n(bias_, s_.group_out_channels(), call_.grad_bias + first_out);
   }
 

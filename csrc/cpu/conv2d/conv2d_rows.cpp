@@ -99,6 +99,14 @@ void pack_block(const GatherPlan& plan, const GatherConv& conv, int64_t group, i
   const int64_t columns = std::min(block_channels(plan.isa), conv.out_channels - o);
   const int64_t pitch = round_up(columns, gemm_kernels(plan.isa).lanes);
   const float* source = conv.weight + group * conv.weight_group + o * conv.weight_out;
+  if (conv.weight_tap != 1) {
+    for (int64_t tap = 0; tap < taps; ++tap)
+      kernels.copy_block({columns, end - first,
+                          source + tap * conv.weight_tap + first * conv.weight_in, conv.weight_out,
+                          conv.weight_in, target + (tap * conv.in_channels + first) * pitch, 1,
+                          pitch});
+    return;
+  }
   if (conv.weight_in == taps) {
     kernels.pack_columns({columns, (end - first) * taps, source + first * taps, conv.weight_out,
                           targets + first * taps, target, pitch});

@@ -1,13 +1,48 @@
 // SPDX-License-Identifier: MIT
-// How the weight gradients split their work: a unit is a block of the sums over one slice of the
+// What the blocked forms of the weight gradient share: how they split their work, and how sums
+// become a gradient. A unit is a block of the sums over one slice of the
 // pixels. Only the algorithms of conv2d_grad_weight.h include this.
 #pragma once
 
 #include <cstdint>
 
+#include <numeric>
+#include <vector>
+
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/runtime/parallel.h"
 
 namespace fastconv::cpu {
+
+// Input channels [first, first + count) of one group.
+struct ChannelPart {
+  int64_t group;
+  int64_t first;
+  int64_t count;
+};
+
+// Writes sums[tap][channel][pitch] of all output channels of the group to grad_weight.
+inline void store_weight_sums(const Conv2dKernels& kernels, const Conv2dGradWeight& call,
+                              const ChannelPart& part, const float* sums, int64_t pitch) {
+  const Conv2dShape& s = call.shape;
+  const int64_t taps = s.taps();
+  const int64_t out_stride = s.group_in_channels() * taps;
+  float* target = call.grad_weight + part.group * s.group_out_channels() * out_stride;
+  std::vector<int64_t> rows(part.count * taps);
+  if (call.weight_channels_last) {
+    std::iota(rows.begin(), rows.end(), int64_t{0});
+    for (int64_t tap = 0; tap < taps; ++tap)
+      kernels.unpack_columns({s.group_out_channels(), part.count, sums, pitch,
+                              rows.data() + tap * part.count,
+                              target + tap * s.group_in_channels() + part.first, out_stride});
+    return;
+  }
+  for (int64_t c = 0; c < part.count; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap) rows[c * taps + tap] = tap * part.count + c;
+  kernels.unpack_columns({s.group_out_channels(), part.count * taps, sums, pitch, rows.data(),
+                          target + part.first * taps, out_stride});
+}
 
 struct WeightUnits {
   int64_t count;   // all units; the `slices` of one block are neighbours

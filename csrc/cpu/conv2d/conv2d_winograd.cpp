@@ -109,7 +109,11 @@ void transform_weights(const GatherPlan& plan, const GatherConv& conv, float* we
       const int64_t pitch = round_up(columns, lanes_of(plan));
       const float* source = conv.weight + group * conv.weight_group + o * conv.weight_out;
       if (columns < pitch) std::memset(taps, 0, sizeof(float) * 9 * conv.in_channels * pitch);
-      if (conv.weight_in == 9) {
+      if (conv.weight_tap != 1) {
+        for (int64_t tap = 0; tap < 9; ++tap)
+          kernels.copy_block({columns, conv.in_channels, source + tap * conv.weight_tap,
+                              conv.weight_out, conv.weight_in, taps + tap * pitch, 1, 9 * pitch});
+      } else if (conv.weight_in == 9) {
         kernels.copy_block(
             {columns, 9 * conv.in_channels, source, conv.weight_out, 1, taps, 1, pitch});
       } else {
