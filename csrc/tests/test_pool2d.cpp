@@ -200,6 +200,65 @@ void test_avg(const Case& c, Isa isa, const AvgDivisor& divisor, std::mt19937& r
   if (!close(actual_grad, expected_grad)) report(c, "avg_pool2d backward", isa);
 }
 
+float widened(uint16_t bits) {
+  const uint32_t whole = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &whole, sizeof value);
+  return value;
+}
+
+// `values` become bfloat16; all of them are exact in it.
+void to_bfloat16(const Array<float>& values, Array<uint16_t>& bits) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint32_t whole;
+    std::memcpy(&whole, &values[i], sizeof whole);
+    bits.data()[i] = static_cast<uint16_t>(whole >> 16);
+  }
+}
+
+// Rounded to the nearest bfloat16: half a unit in the last of eight places.
+bool rounded_from(const Array<uint16_t>& bits, const Array<float>& exact) {
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const float value = widened(bits[i]);
+    if (std::isnan(exact[i]) && std::isnan(value)) continue;
+    if (value != exact[i] && !(std::fabs(value - exact[i]) <= 0.00391f * std::fabs(exact[i])))
+      return false;
+  }
+  return true;
+}
+
+void test_bfloat16(const Case& c, Isa isa, const AvgDivisor& divisor, std::mt19937& random) {
+  if (c.channels_last) return;
+  const Buffers b(c);
+  Array<float> input(b.inputs), output(b.outputs), grad(b.outputs), grad_input(b.inputs);
+  Array<uint16_t> x(b.inputs), y(b.outputs, 99), g(b.outputs), gx(b.inputs, 99);
+  Array<uint8_t> expected_offsets(b.offset_bytes), offsets(b.offset_bytes, 255);
+  Array<float> scratch(static_cast<size_t>(pool2d_bfloat16_scratch(c.shape)));
+  fill_random(input, true, random);
+  fill_random(grad, false, random);
+  to_bfloat16(input, x);
+  to_bfloat16(grad, g);
+  max_pool2d_forward_reference(MaxPool2dForward<float>{c.shape, false, input.data(), b.in_strides,
+                                                       output.data(), b.out_strides,
+                                                       expected_offsets.data()});
+  max_pool2d_forward({c.shape, false, x.data(), {}, y.data(), {}, offsets.data()}, scratch.data());
+  if (!rounded_from(y, output)) report(c, "max_pool2d of bfloat16", isa);
+  if (!same_bytes(offsets, expected_offsets)) report(c, "max_pool2d offsets of bfloat16", isa);
+  max_pool2d_backward_reference(MaxPool2dBackward<float>{c.shape, false, grad.data(), b.out_strides,
+                                                         expected_offsets.data(), b.out_strides,
+                                                         grad_input.data(), b.in_strides});
+  max_pool2d_backward({c.shape, false, g.data(), {}, offsets.data(), {}, gx.data(), {}},
+                      scratch.data());
+  if (!rounded_from(gx, grad_input)) report(c, "max_pool2d backward of bfloat16", isa);
+  if (c.shape.dilation_height != 1 || c.shape.dilation_width != 1) return;
+  fill_random(input, false, random);
+  to_bfloat16(input, x);
+  avg_pool2d_forward_reference(AvgPool2dForward<float>{c.shape, false, divisor, input.data(),
+                                                       b.in_strides, output.data(), b.out_strides});
+  avg_pool2d_forward({c.shape, false, divisor, x.data(), {}, y.data(), {}}, scratch.data());
+  if (!rounded_from(y, output)) report(c, "avg_pool2d of bfloat16", isa);
+}
+
 Case random_case(std::mt19937& random) {
   const auto pick = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint32_t>(high - low + 1));
@@ -230,12 +289,13 @@ Case random_case(std::mt19937& random) {
   return c;
 }
 
-// The comparison must notice one wrong offset.
+// The comparisons must notice one wrong offset, and a value one unit off.
 bool notices_a_wrong_offset() {
   Array<uint8_t> a(3), b(3);
   if (!same_bytes(a, b)) return false;
   *b.begin() = 1;
-  return !same_bytes(a, b);
+  Array<uint16_t> bits(1, 0x3f81);  // the bfloat16 behind 1
+  return !same_bytes(a, b) && !rounded_from(bits, Array<float>(1, 1.0f));
 }
 
 }  // namespace
@@ -254,6 +314,7 @@ int main() {
       ++cases;
       test_max(c, isa, random);
       test_avg(c, isa, {n % 2 == 0, n % 5 == 0 ? 3 : 0}, random);
+      test_bfloat16(c, isa, {n % 2 == 0, n % 5 == 0 ? 3 : 0}, random);
     }
   }
   std::printf("pool2d: %ld cases, %d failures\n", static_cast<long>(cases), failures);
