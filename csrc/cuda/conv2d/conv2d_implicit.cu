@@ -4,6 +4,11 @@
 //
 //   workspace: [packed weights, unless they lie packed already]
 //              [channels-last copy of the source, unless it can be read in vectors as it is]
+//
+// Weights are packed in every call: a launcher cannot know whether they have changed since the last
+// one, an optimizer's step lies between two forward passes anyway, and the packing reads and writes
+// them once where the product reads them once per tile of pixels. Refused, and so left to the
+// general kernels: 2^31 pixels or more, more than 16 taps a side, strides of more than 16 phases.
 #include "cuda/conv2d/conv2d_implicit.h"
 
 #include "common/checked.h"
