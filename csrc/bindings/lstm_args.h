@@ -68,6 +68,11 @@ struct LstmGrads {
 Tensor8 call_lstm_layer_backward(const LstmGrads& grads, const LstmOperands& operands,
                                  const LstmSaved& saved, std::array<bool, 8> output_mask);
 
+// The gradients as a function that can be differentiated again, in the order of LstmOperands.
+std::vector<Tensor> composed_lstm_gradients(
+    const LstmGrads& grads, const LstmOperands& operands,
+    const std::array<bool, LstmOperands::kDifferentiable>& mask);
+
 // The same layer from torch's own differentiable operators.
 Tensor3 composed_lstm_layer(const LstmOperands& operands);
 

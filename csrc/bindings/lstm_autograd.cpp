@@ -46,45 +46,6 @@ LstmOperands operands_of(const variable_list& saved, bool reverse) {
           reverse};
 }
 
-// The gradients as a function that can be differentiated again.
-variable_list composed_gradients(const LstmGrads& grads, const LstmOperands& o,
-                                 const std::array<bool, kOperands>& mask) {
-  const at::AutoGradMode enable(true);
-  std::array<Tensor, kOperands> operands = o.differentiable();
-  variable_list wanted;
-  // Aliases, so that the graph below ends here and goes on to the caller's tensors from here.
-  for (size_t i = 0; i < kOperands; ++i)
-    if (operands[i].defined()) {
-      operands[i] = operands[i].view_as(operands[i]);
-      if (mask[i] && !operands[i].requires_grad()) operands[i].requires_grad_();
-      if (mask[i]) wanted.push_back(operands[i]);
-    }
-  variable_list all(operands.begin(), operands.end());
-  all.push_back(o.lengths.value_or(Tensor()));
-  all.push_back(o.batch_sizes.value_or(Tensor()));
-  const auto [output, h_n, c_n] = composed_lstm_layer(operands_of(all, o.reverse));
-  variable_list outputs, given;
-  const auto add = [&](const Tensor& out, const OptionalTensor& grad) {
-    if (!grad.has_value() || !grad->defined()) return;
-    outputs.push_back(out);
-    given.push_back(*grad);
-  };
-  add(output, grads.output);
-  add(h_n, grads.h_n);
-  add(c_n, grads.c_n);
-  const variable_list dense =
-      torch::autograd::grad(outputs, wanted, given, /*retain_graph=*/true, /*create_graph=*/true,
-                            /*allow_unused=*/true);
-  variable_list result(kOperands);
-  size_t next = 0;
-  for (size_t i = 0; i < kOperands; ++i) {
-    if (!operands[i].defined() || !mask[i]) continue;
-    result[i] = dense[next].defined() ? dense[next] : at::zeros_like(operands[i]);
-    ++next;
-  }
-  return result;
-}
-
 variable_list as_list(const Tensor8& t) {
   return {std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t),
           std::get<4>(t), std::get<5>(t), std::get<6>(t), std::get<7>(t)};
@@ -127,7 +88,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const LstmGrads given{if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2])};
     const variable_list found =
         at::GradMode::is_enabled()
-            ? composed_gradients(given, o, mask)
+            ? composed_lstm_gradients(given, o, mask)
             : as_list(call_lstm_layer_backward(given, o, {saved[10], saved[11], saved[12]}, mask));
     std::copy(found.begin(), found.end(), result.begin());
     return result;
@@ -201,7 +162,7 @@ Tensor8 lstm_layer_backward_autograd(const OptionalTensor& grad_output,
   for (const OptionalTensor& t : {grad_output, grad_h_n, grad_c_n})
     again = again || (at::GradMode::is_enabled() && t.has_value() && requires_grad(*t));
   if (again) {
-    const variable_list g = composed_gradients(grads, o, output_mask);
+    const variable_list g = composed_lstm_gradients(grads, o, output_mask);
     return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
   }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -224,6 +185,44 @@ auto find_op(const char* name) {
 }
 
 }  // namespace
+
+variable_list composed_lstm_gradients(const LstmGrads& grads, const LstmOperands& o,
+                                      const std::array<bool, kOperands>& mask) {
+  const at::AutoGradMode enable(true);
+  std::array<Tensor, kOperands> operands = o.differentiable();
+  variable_list wanted;
+  // Aliases, so that the graph below ends here and goes on to the caller's tensors from here.
+  for (size_t i = 0; i < kOperands; ++i)
+    if (operands[i].defined()) {
+      operands[i] = operands[i].view_as(operands[i]);
+      if (mask[i] && !operands[i].requires_grad()) operands[i].requires_grad_();
+      if (mask[i]) wanted.push_back(operands[i]);
+    }
+  variable_list all(operands.begin(), operands.end());
+  all.push_back(o.lengths.value_or(Tensor()));
+  all.push_back(o.batch_sizes.value_or(Tensor()));
+  const auto [output, h_n, c_n] = composed_lstm_layer(operands_of(all, o.reverse));
+  variable_list outputs, given;
+  const auto add = [&](const Tensor& out, const OptionalTensor& grad) {
+    if (!grad.has_value() || !grad->defined()) return;
+    outputs.push_back(out);
+    given.push_back(*grad);
+  };
+  add(output, grads.output);
+  add(h_n, grads.h_n);
+  add(c_n, grads.c_n);
+  const variable_list dense =
+      torch::autograd::grad(outputs, wanted, given, /*retain_graph=*/true, /*create_graph=*/true,
+                            /*allow_unused=*/true);
+  variable_list result(kOperands);
+  size_t next = 0;
+  for (size_t i = 0; i < kOperands; ++i) {
+    if (!operands[i].defined() || !mask[i]) continue;
+    result[i] = dense[next].defined() ? dense[next] : at::zeros_like(operands[i]);
+    ++next;
+  }
+  return result;
+}
 
 Tensor3 call_lstm_layer(const LstmOperands& o) {
   static const auto op = find_op<decltype(lstm_layer_vmap)>("fastconv::lstm_layer");

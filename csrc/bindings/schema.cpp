@@ -67,6 +67,9 @@ TORCH_LIBRARY(fastconv, m) {
       "Tensor? bias_ih=None, Tensor? bias_hh=None, Tensor? weight_hr=None, Tensor? lengths=None, "
       "Tensor? batch_sizes=None, bool reverse=False) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "lstm_cell(Tensor input, Tensor? hx, Tensor? cx, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih=None, Tensor? bias_hh=None) -> (Tensor, Tensor)");
+  m.def(
       "_lstm_layer_training(Tensor input, Tensor? hx, Tensor? cx, Tensor weight_ih, "
       "Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? lengths, "
       "Tensor? batch_sizes, bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

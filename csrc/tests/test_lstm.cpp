@@ -77,6 +77,51 @@ void test_case(const Case& c, cpu::Isa isa) {
   use_no_threads();
 }
 
+// A step that leaves the gradients of its gates, and the sums formed of them afterwards.
+void test_weight_sums(const Case& c, cpu::Isa isa) {
+  const LstmShape s = shape_of(c, {});
+  const std::string context = std::string(cpu::isa_name(isa)) + " sums of " +
+                              std::to_string(c.batch) + " rows H" + std::to_string(c.hidden);
+  Problem<double> exact = make_problem<double>(s);
+  cpu::lstm_forward_reference(forward_call(c, s, exact, true));
+  std::vector<double> work(static_cast<size_t>(cpu::lstm_backward_reference_scratch(s)));
+  cpu::lstm_backward_reference(backward_call(c, s, exact), work.data());
+  std::vector<float> first;
+  for (const bool threads : {false, true}) {
+    threads ? use_threads() : use_no_threads();
+    Problem<float> p = make_problem<float>(s);
+    auto forward = forward_call(c, s, p, true);
+    forward.h_n = nullptr;
+    forward.cells = forward.c_n;
+    Floats scratch(cpu::lstm_forward_scratch(forward));
+    cpu::lstm_forward(forward, scratch.data());
+    Floats gates(s.rows() * s.gates() + cpu::LstmWeightSums::kSlack);
+    auto backward = backward_call(c, s, p);
+    backward.cells = forward.c_n;
+    backward.grad_weight_ih = backward.grad_weight_hh = backward.grad_bias = nullptr;
+    backward.grad_gates = gates.data();
+    Floats more(cpu::lstm_backward_scratch(backward));
+    cpu::lstm_backward(backward, more.data());
+    compare(p.grad_x, exact.grad_x, context + " grad_input");
+    compare(p.grad_h_0, exact.grad_h_0, context + " grad_h_0");
+    const cpu::LstmWeightSums sums{s,
+                                   gates.data(),
+                                   p.x.data(),
+                                   c.states ? p.h_0.data() : nullptr,
+                                   p.grad_w_ih.data(),
+                                   p.grad_w_hh.data(),
+                                   c.biases ? p.grad_b.data() : nullptr};
+    Floats last(cpu::lstm_weight_sums_scratch(sums));
+    cpu::lstm_weight_sums(sums, last.data());
+    compare(p.grad_w_ih, exact.grad_w_ih, context + " grad_weight_ih");
+    compare(p.grad_w_hh, exact.grad_w_hh, context + " grad_weight_hh");
+    if (c.biases) compare(p.grad_b, exact.grad_b, context + " grad_bias");
+    if (!threads) first = p.grad_w_hh;
+    CHECK_WITH(same_bits(p.grad_w_hh, first), context + " threads");
+  }
+  use_no_threads();
+}
+
 // A gate taken for another one must show.
 void test_negative_control() {
   const Case c{3, 5, 5, 4, {}, 3, false, true, true};
@@ -148,6 +193,12 @@ std::vector<Case> cases() {
 int main() {
   for_each_isa([](cpu::Isa isa) {
     for (const Case& c : cases()) test_case(c, isa);
+    for (const Case& c : {Case{3, 5, 5, 4, {}, 1, false, true, true},
+                          Case{20, 50, 50, 64, {}, 1, false, false, true},
+                          Case{20, 50, 50, 65, {}, 1, false, true, false},
+                          Case{70, 130, 130, 1, {}, 1, false, true, true},
+                          Case{33, 70, 70, 600, {}, 1, false, true, true}})
+      test_weight_sums(c, isa);
     test_negative_control();
     test_denormals();
   });

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from fastconv.ops.lstm_regularized import Group, Regularization
 
 _layer = torch.ops.fastconv.lstm_layer.default
+_cell = torch.ops.fastconv.lstm_cell.default
 _States = tuple[Tensor, Tensor]
 
 
@@ -380,7 +381,5 @@ def lstm_cell(
             hx = (zeros, zeros)
         return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     h, c = (None, None) if hx is None else hx
-    if input.dim() != 2:
-        raise ValueError(f"lstm_cell: expected input of shape [B, I], got {list(input.shape)}")
-    _, h, c = _layer(input.unsqueeze(0), h, c, w_ih, w_hh, b_ih, b_hh)
-    return h, c
+    result: _States = _cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
+    return result

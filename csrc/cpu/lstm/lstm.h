@@ -27,10 +27,10 @@ struct LstmForward {
   const T* bias_hh;    // [4, H], or nullptr
   const T* weight_hr;  // [P, H] when shape.projected
   T* output;           // [N, P]
-  T* h_n;              // [B, P], each sequence's own last state
+  T* h_n;              // [B, P], each sequence's own last state, or nullptr
   T* c_n;              // [B, H]
   T* gates;            // [N, 4, H] after their activations, for the backward pass, or nullptr
-  T* cells;            // [N, H] c_t, for the backward pass; nullptr when gates is
+  T* cells;  // [N, H] c_t, for the backward pass; nullptr when gates is; one step: may be c_n
 };
 
 // Gradients that are nullptr are not computed; grad_h_0 and grad_c_0 always are.
@@ -56,16 +56,35 @@ struct LstmBackward {
   T* grad_weight_hh;     // [4, H, P]
   T* grad_bias;          // [4, H], the gradient of either bias
   T* grad_weight_hr;     // [P, H]
+  // [N, 4, H] before the activations: what the gradients of weights and biases are sums of, for
+  // callers that add them up over several calls; or nullptr.
+  T* grad_gates = nullptr;
+};
+
+// Those sums over `rows` rows, from however many calls. Gradients that are nullptr are not
+// computed.
+struct LstmWeightSums {
+  // Floats past the end of grad_gates that must be readable.
+  static constexpr int64_t kSlack = 64;
+  LstmShape shape;          // its rows, input, hidden and output sizes count
+  const float* grad_gates;  // [N, 4, H]
+  const float* input;       // [N, I]
+  const float* before;      // [N, P] the outputs before, or nullptr for zeros
+  float* grad_weight_ih;
+  float* grad_weight_hh;
+  float* grad_bias;
 };
 
 // Floats of scratch memory that one call needs, on the instruction set and threads of this moment.
 int64_t lstm_forward_scratch(const LstmForward<float>& call);
 int64_t lstm_backward_scratch(const LstmBackward<float>& call);
+int64_t lstm_weight_sums_scratch(const LstmWeightSums& call);
 
 // Numbers below the smallest normal float count as zero. The result depends on the instruction set
 // but not on the number of threads.
 void lstm_forward(const LstmForward<float>& call, float* scratch);
 void lstm_backward(const LstmBackward<float>& call, float* scratch);
+void lstm_weight_sums(const LstmWeightSums& call, float* scratch);
 
 // Between a padded batch [steps, batch, width] and rows as the shape numbers them: row r of a step
 // belongs to sequence order[r] of the batch. What has no row becomes zero.

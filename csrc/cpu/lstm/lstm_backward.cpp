@@ -19,7 +19,9 @@ namespace {
 
 constexpr int64_t kAlign = 16;
 // Floats that vectors of the last row of a matrix may reach past its end.
-constexpr int64_t kSlack = 64;
+constexpr int64_t kSlack = LstmWeightSums::kSlack;
+// Units of one step above which its gates are worth a parallel region.
+constexpr int64_t kOneStepUnits = 6000;
 
 struct Plan {
   const LstmKernels* kernels;
@@ -27,6 +29,8 @@ struct Plan {
   LstmThreads recurrence;
   int64_t threads;  // of the products after it
   bool few_rows;    // one step of few rows: weights and sources are read as they are
+  bool one_row;     // one sequence: recurrent weights are read as they are
+  int64_t pitch;    // of the gate gradients
   // Offsets into scratch; see Backward for what is there.
   int64_t gate_grads, weight_hh, weight_ih, weight_hr, grad_h, grad_m, m;
   int64_t sources, source_m, sums, sums_size;
@@ -61,13 +65,15 @@ Plan make_plan(const LstmBackward<float>& call) {
     if (wanted) p.scratch += round_up(floats, kAlign);
   };
   const GemmKernels& gemm = *p.gemm;
-  place(&p.gate_grads, true, s.rows() * s.gates() + kSlack);
-  place(&p.weight_hh, true, LstmPanels(gemm, s.gates(), s.output).floats());
+  p.few_rows = reads_in_place(s);
+  p.one_row = s.active(0) == 1 && !s.projected;
+  p.pitch = call.grad_gates != nullptr ? s.gates() : outer_sum_pitch(gemm, s.gates());
+  place(&p.gate_grads, call.grad_gates == nullptr, s.rows() * p.pitch + kSlack);
+  place(&p.weight_hh, !p.one_row, LstmPanels(gemm, s.gates(), s.output).floats());
   place(&p.weight_ih, call.grad_input != nullptr, LstmPanels(gemm, s.gates(), s.input).floats());
   place(&p.weight_hr, s.projected, LstmPanels(gemm, s.output, s.hidden).floats());
   place(&p.grad_h, s.projected, s.rows() * s.output + kSlack);
   place(&p.grad_m, s.projected, s.batch * s.hidden);
-  p.few_rows = reads_in_place(s);
   const LstmSources sources(gemm, s.rows(), p.few_rows ? 0 : SourceColumns(call).width());
   const LstmSources m(gemm, s.rows(), call.grad_weight_hr != nullptr ? s.hidden : 0);
   place(&p.sources, true, sources.floats());
@@ -98,11 +104,12 @@ class Backward {
 
   void run() {
     FlushDenormals flush;
+    start_states();
+    if (plan_.few_rows) return run_one_step();
     parallel(packers(), [&](int64_t task, int64_t tasks) {
       pack_weights(task, tasks);
-      if (!plan_.few_rows) pack_sources(task, tasks);
+      pack_sources(task, tasks);
     });
-    start_states();
     const int64_t threads = plan_.recurrence.threads;
     if (plan_.recurrence.split == LstmSplit::kSequences) {
       parallel(threads, [&](int64_t task, int64_t tasks) {
@@ -124,25 +131,45 @@ class Backward {
     });
   }
 
+  // With weights and sources as they are, there is nothing to do before the gates, and all products
+  // can follow in one region.
+  void run_one_step() {
+    if (!plan_.one_row)
+      pack_ragged_panel(kernels_, recurrent_, call_.weight_hh, at(plan_.weight_hh));
+    if (call_.grad_input != nullptr && !plan_.one_row)
+      pack_ragged_panel(kernels_, from_input_, call_.weight_ih, at(plan_.weight_ih));
+    const LstmRange rows{0, s_.active(0)};
+    const int64_t threads = std::max(plan_.recurrence.threads, plan_.threads);
+    const int64_t vectors = ceil_div(s_.hidden, kernels_.lanes);
+    parallel(rows.size() * s_.hidden > kOneStepUnits ? threads : 1,
+             [&](int64_t task, int64_t tasks) {
+               const LstmRange part = lstm_part(vectors, tasks, task);
+               const LstmRange units{part.begin * kernels_.lanes,
+                                     std::min(s_.hidden, part.end * kernels_.lanes)};
+               if (units.size() > 0) gate_gradients(0, rows, units);
+             });
+    parallel(threads, [&](int64_t task, int64_t tasks) {
+      through_recurrence(0, rows, lstm_part(recurrent_.count(), tasks, task));
+      finish(task, tasks);
+    });
+  }
+
   // Packing is bound by memory; a parallel region only pays for a lot of it.
   int64_t packers() const {
-    if (plan_.few_rows) return 1;
     const int64_t floats = s_.gates() * (s_.input + s_.output) + sources_.floats();
     return floats > 60'000 ? plan_.threads : 1;
   }
 
   float* at(int64_t offset) const { return scratch_ + offset; }
-  float* gate_grads(int64_t row) const { return at(plan_.gate_grads) + row * s_.gates(); }
+  float* gate_grads(int64_t row) const {
+    return (call_.grad_gates != nullptr ? call_.grad_gates : at(plan_.gate_grads)) +
+           row * plan_.pitch;
+  }
 
   void pack_weights(int64_t task, int64_t tasks) {
-    if (plan_.few_rows) {
-      pack_ragged_panel(kernels_, recurrent_, call_.weight_hh, at(plan_.weight_hh));
-      if (call_.grad_input != nullptr)
-        pack_ragged_panel(kernels_, from_input_, call_.weight_ih, at(plan_.weight_ih));
-      return;
-    }
-    pack_panels(kernels_, recurrent_, lstm_part(recurrent_.count(), tasks, task), call_.weight_hh,
-                false, at(plan_.weight_hh));
+    if (!plan_.one_row)
+      pack_panels(kernels_, recurrent_, lstm_part(recurrent_.count(), tasks, task), call_.weight_hh,
+                  false, at(plan_.weight_hh));
     if (call_.grad_input != nullptr)
       pack_panels(kernels_, from_input_, lstm_part(from_input_.count(), tasks, task),
                   call_.weight_ih, false, at(plan_.weight_ih));
@@ -230,10 +257,21 @@ class Backward {
 
   void through_recurrence(int64_t step, LstmRange rows, LstmRange panels) {
     if (rows.size() == 0) return;
+    if (plan_.one_row)
+      return multiply_one_row(recurrent_, panels, step, call_.weight_hh, call_.grad_h_0);
     multiply_by_panels(gemm_, recurrent_, panels, at(plan_.weight_hh),
-                       {gate_grads(s_.first_row(step) + rows.begin), s_.gates(), rows.size(),
+                       {gate_grads(s_.first_row(step) + rows.begin), plan_.pitch, rows.size(),
                         call_.grad_h_0 + rows.begin * s_.output, s_.output},
                        plan_.few_rows ? call_.weight_hh : nullptr);
+  }
+
+  // The columns of `panels` of the only row of a step times weights as they are.
+  void multiply_one_row(const LstmPanels& of, LstmRange panels, int64_t step, const float* weights,
+                        float* to) {
+    const int64_t begin = panels.begin * of.wide, end = std::min(of.columns, panels.end * of.wide);
+    if (begin < end)
+      kernels_.row_product({s_.gates(), gate_grads(s_.first_row(step)), weights + begin, of.columns,
+                            end - begin, to + begin});
   }
 
   void gate_gradients(int64_t step, LstmRange rows, LstmRange units) {
@@ -255,6 +293,7 @@ class Backward {
       g.grad_output_pitch = s_.hidden;
       g.grad_c = call_.grad_c_0 + r * s_.hidden + u;
       g.grad_gates = gate_grads(row) + u;
+      g.grad_gates_pitch = plan_.pitch;
       kernels_.gate_gradients(g);
     }
   }
@@ -293,32 +332,16 @@ class Backward {
            plan_.sources);
   }
 
-  // Weight and bias gradients of the rows [columns], from one step.
-  void finish_few_rows(LstmRange columns, float* sums) {
-    const int64_t rows = s_.rows();
-    const auto add = [&](const float* s, int64_t width, float* result) {
-      if (result == nullptr) return;
-      if (s == nullptr) {
-        std::fill(result + columns.begin * width, result + columns.end * width, 0.0f);
-        return;
-      }
-      outer_sum_of_few_rows(gemm_, kernels_,
-                            {rows, gate_grads(0), s_.gates(), s, width, width, result}, columns,
-                            sums);
-    };
-    add(call_.input, s_.input, call_.grad_weight_ih);
-    add(call_.h_0, s_.output, call_.grad_weight_hh);
-    if (call_.grad_bias != nullptr)
-      sum_of_few_rows(gemm_, rows, gate_grads(0), s_.gates(), columns, call_.grad_bias, sums);
-  }
-
   void finish(int64_t task, int64_t tasks) {
     float* sums = at(plan_.sums) + task * plan_.sums_size;
     const int64_t gates = s_.gates();
     if (plan_.few_rows) {
-      finish_few_rows(lstm_part(gates, tasks, task), sums);
+      lstm_weight_sums_of_few_rows(gemm_, kernels_,
+                                   {s_, gate_grads(0), call_.input, call_.h_0, call_.grad_weight_ih,
+                                    call_.grad_weight_hh, call_.grad_bias},
+                                   plan_.pitch, lstm_part(gates, tasks, task), sums);
     } else if (columns_.width() > 0) {
-      LstmOuterSum sum{gate_grads(0), gates, gates, at(plan_.sources), {}, 0};
+      LstmOuterSum sum{gate_grads(0), plan_.pitch, gates, at(plan_.sources), {}, 0};
       for (const LstmResult& r : {LstmResult{columns_.x, call_.grad_weight_ih},
                                   LstmResult{columns_.h, call_.grad_weight_hh},
                                   LstmResult{columns_.one, call_.grad_bias}})
@@ -335,10 +358,13 @@ class Backward {
                  {{{0, s_.hidden}, call_.grad_weight_hr}},
                  1},
                 lstm_part(outer_sum_panels(gemm_, s_.output), tasks, task), sums);
-    if (call_.grad_input != nullptr) {
+    if (call_.grad_input != nullptr && plan_.few_rows && plan_.one_row) {
+      multiply_one_row(from_input_, lstm_part(from_input_.count(), tasks, task), 0, call_.weight_ih,
+                       call_.grad_input);
+    } else if (call_.grad_input != nullptr) {
       const LstmRange rows = lstm_part(s_.rows(), tasks, task);
       multiply_by_panels(gemm_, from_input_, {0, from_input_.count()}, at(plan_.weight_ih),
-                         {gate_grads(rows.begin), gates, rows.size(),
+                         {gate_grads(rows.begin), plan_.pitch, rows.size(),
                           call_.grad_input + rows.begin * s_.input, s_.input},
                          plan_.few_rows ? call_.weight_ih : nullptr);
     }

@@ -133,16 +133,13 @@ class Forward {
       pack_block(b, wide, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
       pack_block(b, wide, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
     }
-    const int64_t lanes = plan_.kernels->lanes;
+    const int64_t lanes = plan_.kernels->lanes, unit = b * lanes;
+    const int64_t valid = std::min(wide, s_.hidden - unit);
     float* bias = scratch_ + plan_.bias + b * 4 * lanes;
-    for (int64_t g = 0; g < 4; ++g)
-      for (int64_t l = 0; l < wide; ++l) {
-        const int64_t unit = b * lanes + l, j = g * s_.hidden + unit;
-        float sum = 0.0f;
-        if (unit < s_.hidden && call_.bias_ih != nullptr) sum += call_.bias_ih[j];
-        if (unit < s_.hidden && call_.bias_hh != nullptr) sum += call_.bias_hh[j];
-        bias[g * wide + l] = sum;
-      }
+    std::fill_n(bias, 4 * wide, 0.0f);
+    for (const float* from : {call_.bias_ih, call_.bias_hh})
+      for (int64_t g = 0; g < 4 && from != nullptr; ++g)
+        for (int64_t l = 0; l < valid; ++l) bias[g * wide + l] += from[g * s_.hidden + unit + l];
   }
 
   // The rows of block b of the four gates, transposed: [depth, 4, wide].
@@ -162,6 +159,7 @@ class Forward {
   // h_n: the last output row of each sequence; of a sequence of length zero the initial state.
   void finish_states() {
     const int64_t out = s_.output;
+    if (call_.h_n == nullptr) return;
     for (int64_t r = 0; r < s_.batch; ++r) {
       const float* from = call_.h_0 == nullptr ? nullptr : call_.h_0 + r * out;
       if (r < s_.active(0)) {
@@ -245,19 +243,21 @@ class Forward {
   // Products of a run from the weights as they are: rows share what the cache holds of them.
   void multiply_in_place(int64_t n, int64_t step, const LstmRun& run, LstmRange blocks) {
     const int64_t lanes = plan_.kernels->lanes;
-    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
-      const int64_t unit = b * lanes, valid = std::min(lanes, s_.hidden - unit);
-      for (int64_t g = 0; g < 4; ++g) {
+    for (int64_t g = 0; g < 4; ++g) {
+      for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+        const int64_t unit = b * lanes, valid = std::min(lanes, s_.hidden - unit);
         const float* w_ih = call_.weight_ih + (g * s_.hidden + unit) * s_.input;
         const float* w_hh = call_.weight_hh + (g * s_.hidden + unit) * s_.output;
         for (int64_t r = run.begin; r < run.end; ++r) {
-          float* to = ahead_row(n, r) + (b * 4 + g) * lanes;
-          plan_.kernels->dots(w_ih, s_.input, valid,
-                              call_.input + (s_.first_row(step) + r) * s_.input, s_.input, to,
-                              false);
-          if (run.before != nullptr)
-            plan_.kernels->dots(w_hh, s_.output, valid, run.before + (r - run.begin) * s_.output,
-                                s_.output, to, true);
+          const float* x = call_.input + (s_.first_row(step) + r) * s_.input;
+          LstmDots dots{valid,   w_ih,    x, s_.input,
+                        nullptr, nullptr, 0, ahead_row(n, r) + (b * 4 + g) * lanes};
+          if (run.before != nullptr) {
+            dots.h_rows = w_hh;
+            dots.h = run.before + (r - run.begin) * s_.output;
+            dots.h_depth = s_.output;
+          }
+          plan_.kernels->dots(dots);
         }
       }
     }

@@ -51,8 +51,9 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
   const int64_t panel = family.vectors * gemm.lanes, pitch = kStripPanels * panel;
   float* transposed = scratch;  // [width, pitch]
   float* panels = scratch + sources.width * pitch;
-  // With few tiles a copy of D costs more than it saves.
-  const bool copies = sources.tiles > 2;
+  // With few tiles a copy of D costs more than it saves, and where the rows of D neither straddle
+  // cache lines nor compete for the same L1 sets it saves nothing.
+  const bool copies = sources.tiles > 2 && sum.d_pitch != outer_sum_pitch(gemm, sum.columns);
   for (int64_t block = 0; block < sources.depth_blocks(); ++block) {
     const int64_t depth = sources.depth_of(block);
     const float* d = sum.d + block * LstmSources::kDepth * sum.d_pitch + begin;
@@ -173,6 +174,12 @@ void pack_sources(const LstmKernels& kernels, const LstmSources& sources,
     }
     row += here;
   }
+}
+
+int64_t outer_sum_pitch(const GemmKernels& gemm, int64_t columns) {
+  // An odd number of cache lines.
+  const int64_t line = std::max<int64_t>(gemm.lanes, 16);
+  return (ceil_div(columns, line) | 1) * line;
 }
 
 int64_t outer_sum_panels(const GemmKernels& gemm, int64_t columns) {

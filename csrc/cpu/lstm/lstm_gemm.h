@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/gemm/gemm.h"
+#include "cpu/lstm/lstm.h"
 #include "cpu/lstm/lstm_split.h"
 #include "cpu/lstm/lstm_ukernels.h"
 
@@ -51,8 +52,7 @@ void multiply_by_panels(const GemmKernels& gemm, const LstmPanels& panels, LstmR
 void multiply_by_gates(const GemmKernels& gemm, int64_t depth, LstmRange which, const float* packed,
                        const LstmProduct& product);
 
-// --- G = D^T * S, sums over all rows: gradients of weights
-// ----------------------------------------
+// --- G = D^T * S, sums over all rows: gradients of weights -------------------------------------
 
 // The rows of S, kDepth at a time, packed for tiles that broadcast them.
 struct LstmSources {
@@ -109,10 +109,17 @@ struct LstmFewRows {
 int64_t few_rows_scratch(const GemmKernels& gemm);
 void outer_sum_of_few_rows(const GemmKernels& gemm, const LstmKernels& kernels,
                            const LstmFewRows& sum, LstmRange columns, float* scratch);
+// Those of the rows `columns` of the gradients that `call` asks for; its gate gradients have rows
+// `pitch` apart.
+void lstm_weight_sums_of_few_rows(const GemmKernels& gemm, const LstmKernels& kernels,
+                                  const LstmWeightSums& call, int64_t pitch, LstmRange columns,
+                                  float* scratch);
 // result[j] = sum over r < rows of d[r * d_pitch + j], j in [columns].
 void sum_of_few_rows(const GemmKernels& gemm, int64_t rows, const float* d, int64_t d_pitch,
                      LstmRange columns, float* result, float* scratch);
 
+// The pitch of a matrix of so many columns that outer_sum reads fastest.
+int64_t outer_sum_pitch(const GemmKernels& gemm, int64_t columns);
 // Columns are cut into panels; this computes those rows of the result that belong to panels
 // [which].
 int64_t outer_sum_panels(const GemmKernels& gemm, int64_t columns);

@@ -42,8 +42,8 @@ struct LstmCellForm {
   LstmCellFn one;      // one block
 };
 
-// The element-wise half of a backward step. All pitches but the two given are 4 * hidden for gates
-// and hidden for the others.
+// The element-wise half of a backward step. All pitches that are not given are 4 * hidden for
+// gates and hidden for the others.
 struct LstmGateGradients {
   int64_t rows;
   int64_t units;  // columns of this call; the pointers already stand at the first one
@@ -57,6 +57,33 @@ struct LstmGateGradients {
   int64_t grad_output_pitch;
   float* grad_c;      // [rows, hidden], becomes the gradient of the cell state before
   float* grad_gates;  // [rows, 4, hidden], before the activations
+  int64_t grad_gates_pitch;
+};
+
+// `valid` <= lanes rows of two matrices times a column each:
+//   to[l] = sum over k < x_depth of x_rows[l][k] * x[k] + sum over k < h_depth of h_rows[l][k] *
+//   h[k]
+struct LstmDots {
+  int64_t valid;
+  const float* x_rows;  // [valid, x_depth]
+  const float* x;
+  int64_t x_depth;
+  const float* h_rows;  // [valid, h_depth]
+  const float* h;
+  int64_t h_depth;  // 0: no such term
+  float* to;
+};
+
+// One row times a matrix as it is:
+//   to[j] = sum over k < depth of a[k] * b[k * pitch + j], j < columns.
+// Which terms are added first depends on the pitch, so a product may be cut into columns.
+struct LstmRowProduct {
+  int64_t depth;
+  const float* a;
+  const float* b;
+  int64_t pitch;
+  int64_t columns;
+  float* to;
 };
 
 struct LstmKernels {
@@ -68,9 +95,8 @@ struct LstmKernels {
   int64_t narrow_rows;
   const LstmCellFn* narrow_by_rows;
   void (*gate_gradients)(const LstmGateGradients& call);
-  // to[l] (+)= sum over k < depth of rows[l * pitch + k] * a[k], l < valid <= lanes.
-  void (*dots)(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth,
-               float* to, bool accumulate);
+  void (*dots)(const LstmDots& dots);
+  void (*row_product)(const LstmRowProduct& product);
 
   // to[k * to_pitch + l] = from[l * from_pitch + k] for k < depth, l < lanes. Rows l >= valid of
   // `from` read as zero; columns l >= stored are not written.

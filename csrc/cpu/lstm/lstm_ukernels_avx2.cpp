@@ -23,8 +23,9 @@ constexpr auto kNarrow = NarrowTiles<std::make_integer_sequence<int, kNarrowRows
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx2 = {
-    kLanes,          3,     kForms,           kNarrowRows, kNarrow,
-    &gate_gradients, &dots, &transpose_strip, &pack_rows,  &cell_outputs,
+    kLanes,          3,     kForms,          kNarrowRows,      kNarrow,
+    &gate_gradients, &dots, &row_product<8>, &transpose_strip, &pack_rows,
+    &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

@@ -22,8 +22,9 @@ constexpr auto kNarrow = NarrowTiles<std::make_integer_sequence<int, kNarrowRows
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx512 = {
-    kLanes,          6,     kForms,           kNarrowRows, kNarrow,
-    &gate_gradients, &dots, &transpose_strip, &pack_rows,  &cell_outputs,
+    kLanes,          6,     kForms,           kNarrowRows,      kNarrow,
+    &gate_gradients, &dots, &row_product<16>, &transpose_strip, &pack_rows,
+    &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

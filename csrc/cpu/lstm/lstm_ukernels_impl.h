@@ -16,8 +16,10 @@ namespace {
 using fastconv::cpu::LstmCellFn;
 using fastconv::cpu::LstmCellForm;
 using fastconv::cpu::LstmCellTile;
+using fastconv::cpu::LstmDots;
 using fastconv::cpu::LstmGateGradients;
 using fastconv::cpu::LstmKernels;
+using fastconv::cpu::LstmRowProduct;
 
 constexpr int kLanes = Simd::kLanes;
 constexpr int kGates = 4;
@@ -232,7 +234,7 @@ struct NarrowTiles<std::integer_sequence<int, RowsMinusOne...>> {
 inline void gate_gradients_row(const LstmGateGradients& t, int64_t row) {
   const Simd::Reg one = Simd::set1(1.0f);
   const float* gates = t.gates + row * kGates * t.hidden;
-  float* grad_gates = t.grad_gates + row * kGates * t.hidden;
+  float* grad_gates = t.grad_gates + row * t.grad_gates_pitch;
   float* grad_c = t.grad_c + row * t.hidden;
   for (int64_t u = 0; u < t.units; u += kLanes) {
     const Lanes lanes(t.units - u);
@@ -264,42 +266,104 @@ void gate_gradients(const LstmGateGradients& t) {
   for (int64_t row = 0; row < t.rows; ++row) gate_gradients_row(t, row);
 }
 
-inline void dots_of_part(const float* rows, int64_t pitch, int64_t valid, const float* a,
-                         int64_t depth, float* to, bool accumulate) {
-  const float* row[kLanes];
-  // Lanes without a row repeat the first one; what they hold is not stored.
-  for (int l = 0; l < kLanes; ++l) row[l] = rows + (l < valid ? l : 0) * pitch;
-  Simd::Reg acc[kLanes];
-#pragma GCC unroll 16
-  for (int l = 0; l < kLanes; ++l) acc[l] = Simd::zero();
-  int64_t k = 0;
-  for (; k + kLanes <= depth; k += kLanes) {
-    const Simd::Reg ak = Simd::load(a + k);
-#pragma GCC unroll 16
-    for (int l = 0; l < kLanes; ++l) acc[l] = Simd::fma(Simd::load(row[l] + k), ak, acc[l]);
+// Lanes whose sum is that of row[k] * a[k], k < depth. Two sums, which every kCellTerms terms are
+// added to the others; rows that follow each other overlap.
+[[gnu::always_inline]] inline Simd::Reg dot(const float* row, const float* a, int64_t depth) {
+  Simd::Reg total = Simd::zero();
+  for (int64_t begin = 0; begin < depth; begin += 2 * kCellTerms * kLanes) {
+    const int64_t left = depth - begin;
+    const int64_t end = begin + (left < 2 * kCellTerms * kLanes ? left : 2 * kCellTerms * kLanes);
+    Simd::Reg even = Simd::zero(), odd = Simd::zero();
+    int64_t k = begin;
+    for (; k + 2 * kLanes <= end; k += 2 * kLanes) {
+      even = Simd::fma(Simd::load(row + k), Simd::load(a + k), even);
+      odd = Simd::fma(Simd::load(row + k + kLanes), Simd::load(a + k + kLanes), odd);
+    }
+    for (; k < end; k += kLanes) {
+      const Lanes part(end - k);
+      even = Simd::fma(part.load(row + k), part.load(a + k), even);
+    }
+    total = Simd::add(total, Simd::add(even, odd));
   }
-  if (k < depth) {
-    const Simd::Mask left = Simd::mask_first(depth - k);
-    const Simd::Reg ak = Simd::load_masked(a + k, left);
-#pragma GCC unroll 16
-    for (int l = 0; l < kLanes; ++l)
-      acc[l] = Simd::fma(Simd::load_masked(row[l] + k, left), ak, acc[l]);
-  }
-  Simd::transpose(acc);
-#pragma GCC unroll 4
-  for (int step = kLanes / 2; step > 0; step /= 2)
-    for (int l = 0; l < step; ++l) acc[l] = Simd::add(acc[l], acc[l + step]);
-  const Lanes lanes(valid);
-  lanes.store(to, accumulate ? Simd::add(lanes.load(to), acc[0]) : acc[0]);
+  return total;
 }
 
-void dots(const float* rows, int64_t pitch, int64_t valid, const float* a, int64_t depth, float* to,
-          bool accumulate) {
-  // Every lane adds at most kCellTerms / 2 products in one run.
-  constexpr int64_t kPart = kCellTerms / 2 * kLanes;
-  for (int64_t k = 0; k < depth; k += kPart)
-    dots_of_part(rows + k, pitch, valid, a + k, depth - k < kPart ? depth - k : kPart, to,
-                 accumulate || k > 0);
+// Row by row and matrix by matrix, as memory has them: one stream is read twice as fast as one for
+// each of kLanes rows.
+void dots(const LstmDots& d) {
+  Simd::Reg sums[kLanes];
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l)
+    sums[l] = l < d.valid ? dot(d.x_rows + l * d.x_depth, d.x, d.x_depth) : Simd::zero();
+  if (d.h_depth > 0)
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l)
+      if (l < d.valid) sums[l] = Simd::add(sums[l], dot(d.h_rows + l * d.h_depth, d.h, d.h_depth));
+  Lanes(d.valid).store(d.to, Simd::reduce_add_rows(sums));
+}
+
+// `Vectors` vectors of columns, the last one perhaps in part. Term k belongs to sum k % Chains of
+// its column: with few columns one sum each would wait for its own last addition.
+template <int Vectors, int Chains>
+[[gnu::always_inline]] inline void row_product_columns(const LstmRowProduct& p, int64_t column) {
+  const Lanes last(p.columns - column - (Vectors - 1) * kLanes);
+  const float* b = p.b + column;
+  Simd::Reg total[Vectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) total[v] = Simd::zero();
+  for (int64_t begin = 0; begin < p.depth; begin += Chains * kCellTerms) {
+    const int64_t left = p.depth - begin;
+    const int64_t end = begin + (left < Chains * kCellTerms ? left : Chains * kCellTerms);
+    Simd::Reg sums[Chains][Vectors];
+#pragma GCC unroll 4
+    for (int c = 0; c < Chains; ++c)
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) sums[c][v] = Simd::zero();
+    const auto add = [&](int64_t k, Simd::Reg* to) __attribute__((always_inline)) {
+      const Simd::Reg ak = Simd::set1(p.a[k]);
+      const float* row = b + k * p.pitch;
+#pragma GCC unroll 16
+      for (int v = 0; v + 1 < Vectors; ++v)
+        to[v] = Simd::fma(ak, Simd::load(row + v * kLanes), to[v]);
+      to[Vectors - 1] = Simd::fma(ak, last.load(row + (Vectors - 1) * kLanes), to[Vectors - 1]);
+    };
+    int64_t k = begin;
+    for (; k + Chains <= end; k += Chains)
+#pragma GCC unroll 4
+      for (int c = 0; c < Chains; ++c) add(k + c, sums[c]);
+    for (; k < end; ++k) add(k, sums[0]);
+#pragma GCC unroll 4
+    for (int step = Chains / 2; step > 0; step /= 2)
+#pragma GCC unroll 4
+      for (int c = 0; c < step; ++c)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) sums[c][v] = Simd::add(sums[c][v], sums[c + step][v]);
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) total[v] = Simd::add(total[v], sums[0][v]);
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v + 1 < Vectors; ++v) Simd::store(p.to + column + v * kLanes, total[v]);
+  last.store(p.to + column + (Vectors - 1) * kLanes, total[Vectors - 1]);
+}
+
+// Blocks of `Vectors` vectors while there are as many, then smaller ones.
+template <int Vectors, int Chains>
+inline void row_product_blocks(const LstmRowProduct& p, int64_t column) {
+  for (; p.columns - column > (Vectors - 1) * kLanes; column += Vectors * kLanes)
+    row_product_columns<Vectors, Chains>(p, column);
+  if constexpr (Vectors > 1)
+    if (column < p.columns) row_product_blocks<Vectors / 2, Chains>(p, column);
+}
+
+// `Sums` registers hold sums.
+template <int Sums>
+void row_product(const LstmRowProduct& p) {
+  if (p.pitch <= 4 * kLanes)
+    row_product_blocks<Sums / 4, 4>(p, 0);
+  else if (p.pitch <= 8 * kLanes)
+    row_product_blocks<Sums / 2, 2>(p, 0);
+  else
+    row_product_blocks<Sums, 1>(p, 0);
 }
 
 void transpose_strip(const float* from, int64_t from_pitch, int64_t valid, int64_t depth, float* to,

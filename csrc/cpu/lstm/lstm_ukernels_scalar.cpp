@@ -18,8 +18,17 @@ constexpr LstmCellForm kForms[] = {
 }  // namespace
 
 const LstmKernels kLstmKernelsScalar = {
-    kLanes,          2,     kForms,           0,          nullptr,
-    &gate_gradients, &dots, &transpose_strip, &pack_rows, &cell_outputs,
+    kLanes,
+    2,
+    kForms,
+    0,
+    nullptr,
+    &gate_gradients,
+    &dots,
+    &row_product<8>,
+    &transpose_strip,
+    &pack_rows,
+    &cell_outputs,
 };
 
 }  // namespace fastconv::cpu

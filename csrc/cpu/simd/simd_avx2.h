@@ -203,6 +203,17 @@ struct Simd {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
 
+  // Lane l is the sum of all lanes of rows[l], pairwise.
+  static Reg reduce_add_rows(const Reg rows[kLanes]) {
+    const Reg low =
+        _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
+    const Reg high =
+        _mm256_hadd_ps(_mm256_hadd_ps(rows[4], rows[5]), _mm256_hadd_ps(rows[6], rows[7]));
+    // Each half of them holds the sums of its own four lanes.
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                         _mm256_permute2f128_ps(low, high, 0x31));
+  }
+
   // Lanes 0, 2, 4, ... of the 2 * kLanes floats in (low, high).
   static Reg even_lanes(Reg low, Reg high) {
     const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88));

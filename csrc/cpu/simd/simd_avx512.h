@@ -170,6 +170,30 @@ struct Simd {
   // Sum of all lanes, pairwise.
   static float reduce_add(Reg x) { return _mm512_reduce_add_ps(x); }
 
+  // Lane l is the sum of all lanes of rows[l], pairwise: half the shuffles of a transpose.
+  static Reg reduce_add_rows(const Reg rows[kLanes]) {
+    Reg t[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      t[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                           _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+    // Every quarter of t[i] holds rows 2i, 2i + 1, 2i, 2i + 1.
+    Reg s[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
+      s[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                           _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    // Every quarter of s[i] holds rows 4i .. 4i + 3.
+    const Reg low = _mm512_add_ps(_mm512_shuffle_f32x4(s[0], s[1], 0x88),
+                                  _mm512_shuffle_f32x4(s[0], s[1], 0xdd));
+    const Reg high = _mm512_add_ps(_mm512_shuffle_f32x4(s[2], s[3], 0x88),
+                                   _mm512_shuffle_f32x4(s[2], s[3], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                         _mm512_shuffle_f32x4(low, high, 0xdd));
+  }
+
   // Lanes 0, 2, 4, ... of the 2 * kLanes floats in (low, high).
   static Reg even_lanes(Reg low, Reg high) {
     const __m512i index =

@@ -116,6 +116,8 @@ struct Simd {
     *high = odd;
   }
 
+  static Reg reduce_add_rows(const Reg rows[kLanes]) { return rows[0]; }
+
   static void transpose(Reg /*rows*/[kLanes]) {}
 };
 
