@@ -45,6 +45,30 @@ def mlp(
     negative_slope: float,
     /,
 ) -> Tensor: ...
+def lstm_layer(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    /,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def lstm_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    /,
+) -> tuple[Tensor, Tensor]: ...
 
 class AdamStepper:
     built_for_cuda: bool

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bindings/lstm_args.h"
 #include "bindings/ops.h"
 
 namespace py = pybind11;
@@ -144,6 +145,66 @@ PyObject* mlp(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+OptionalTensor given(Tensor tensor) {
+  return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
+}
+
+template <class... Tensors>
+PyObject* tuple_of(Tensors&&... tensors) {
+  py::tuple result(sizeof...(tensors));
+  Py_ssize_t i = 0;
+  const auto add = [&](Tensor&& tensor) {
+    PyObject* item = THPVariable_Wrap(std::move(tensor));
+    if (item == nullptr) throw py::error_already_set();
+    PyTuple_SET_ITEM(result.ptr(), i++, item);
+  };
+  (add(std::move(tensors)), ...);
+  return result.release().ptr();
+}
+
+PyObject* lstm_layer(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 11 || !PyBool_Check(args[10])) return not_implemented();
+  PlainArguments in(args);
+  const Tensor& input = in.tensor();
+  const Tensor h = in.optional_tensor(), c = in.optional_tensor();
+  const Tensor &weight_ih = in.tensor(), &weight_hh = in.tensor();
+  const Tensor bias_ih = in.optional_tensor(), bias_hh = in.optional_tensor(),
+               weight_hr = in.optional_tensor(), lengths = in.optional_tensor(),
+               batch_sizes = in.optional_tensor();
+  if (!in.plain) return not_implemented();
+  Tensor3 results;
+  {
+    const py::gil_scoped_release no_gil;
+    results = call_lstm_layer({input, given(h), given(c), weight_ih, weight_hh, given(bias_ih),
+                               given(bias_hh), given(weight_hr), given(lengths), given(batch_sizes),
+                               args[10] == Py_True});
+  }
+  auto& [output, h_n, c_n] = results;
+  return tuple_of(output, h_n, c_n);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* lstm_cell(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 7) return not_implemented();
+  PlainArguments in(args);
+  const Tensor& input = in.tensor();
+  const Tensor h = in.optional_tensor(), c = in.optional_tensor();
+  const Tensor &weight_ih = in.tensor(), &weight_hh = in.tensor();
+  const Tensor bias_ih = in.optional_tensor(), bias_hh = in.optional_tensor();
+  if (!in.plain) return not_implemented();
+  Tensor2 results;
+  {
+    const py::gil_scoped_release no_gil;
+    results = call_lstm_cell(input, given(h), given(c), weight_ih, weight_hh, given(bias_ih),
+                             given(bias_hh));
+  }
+  auto& [h_n, c_n] = results;
+  return tuple_of(h_n, c_n);
+  END_HANDLE_TH_ERRORS
+}
+
 template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
 void bind(py::module_& m, const char* name) {
   static PyMethodDef definition{name, reinterpret_cast<PyCFunction>(function), METH_FASTCALL,
@@ -156,6 +217,8 @@ void bind(py::module_& m, const char* name) {
 void bind_direct_calls(py::module_& m) {
   bind<&conv_block2d>(m, "conv_block2d");
   bind<&mlp>(m, "mlp");
+  bind<&lstm_layer>(m, "lstm_layer");
+  bind<&lstm_cell>(m, "lstm_cell");
 }
 
 }  // namespace fastconv::bindings

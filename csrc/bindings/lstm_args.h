@@ -57,6 +57,11 @@ Tensor3 call_lstm_layer(const LstmOperands& operands);
 // And what the backward pass needs: gates after their activations, cell states.
 Tensor5 call_lstm_layer_training(const LstmOperands& operands);
 
+// One step: input [B, I], states [B, H] or absent.
+Tensor2 call_lstm_cell(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                       const Tensor& weight_ih, const Tensor& weight_hh,
+                       const OptionalTensor& bias_ih, const OptionalTensor& bias_hh);
+
 struct LstmSaved {
   Tensor output, gates, cells;
 };

@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -231,6 +232,15 @@ Tensor2 lstm_cell(const Tensor& input, const OptionalTensor& hx, const OptionalT
 }
 
 }  // namespace
+
+Tensor2 call_lstm_cell(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                       const Tensor& weight_ih, const Tensor& weight_hh,
+                       const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastconv::lstm_cell", "")
+                             .typed<decltype(call_lstm_cell)>();
+  return op.call(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh);
+}
 
 TORCH_LIBRARY_IMPL(fastconv, CompositeImplicitAutograd, m) {
   m.impl("lstm_cell", &lstm_cell_by_layer);

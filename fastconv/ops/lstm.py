@@ -4,16 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fastconv._C import lstm_cell as _direct_cell
+from fastconv._C import lstm_layer as _direct_layer
 from fastconv.ops.lstm_regularized import Group, Regularization
 
-_layer = torch.ops.fastconv.lstm_layer.default
-_cell = torch.ops.fastconv.lstm_cell.default
+_layer_op = torch.ops.fastconv.lstm_layer.default
+_cell_op = torch.ops.fastconv.lstm_cell.default
 _States = tuple[Tensor, Tensor]
+
+
+def _layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if not is_dynamo_compiling():
+        results = _direct_layer(*arguments)
+        if results is not NotImplemented:
+            return results
+    return _layer_op(*arguments)
 
 
 def lstm(
@@ -381,5 +393,8 @@ def lstm_cell(
             hx = (zeros, zeros)
         return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     h, c = (None, None) if hx is None else hx
-    result: _States = _cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
-    return result
+    if not is_dynamo_compiling():
+        results = _direct_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
+        if results is not NotImplemented:
+            return results
+    return _cell_op(input, h, c, w_ih, w_hh, b_ih, b_hh)
