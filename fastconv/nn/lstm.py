@@ -230,7 +230,8 @@ class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM, a drop-in for :class:`torch.nn.LSTMCell`.
 
     Constructor, parameters, initialisation and ``state_dict`` are torch's; the computation is
-    :func:`fastconv.functional.lstm_cell`, one operator per call.
+    :func:`fastconv.functional.lstm_cell`, one operator per call. In a loop over the cell, the
+    gradients of the parameters are summed once, when the backward pass has left the first step.
     """
 
     def forward(self, input: Tensor, hx: _States | None = None) -> _States:

@@ -59,13 +59,16 @@ Plan make_plan(const LstmBackward<float>& call) {
   p.kernels = &lstm_kernels(isa);
   p.gemm = &gemm_kernels(isa);
   p.recurrence = lstm_threads(s);
-  p.threads = worthwhile_threads(2 * s.multiply_adds(), 0);
+  // Half the products' work counts: a recurrence on one thread has let the others fall asleep.
+  const int64_t columns = SourceColumns(call).width() + (call.grad_input != nullptr ? s.input : 0);
+  p.threads = worthwhile_threads(s.rows() * s.gates() * columns / 2, 0);
   const auto place = [&](int64_t* offset, bool wanted, int64_t floats) {
     *offset = p.scratch;
     if (wanted) p.scratch += round_up(floats, kAlign);
   };
   const GemmKernels& gemm = *p.gemm;
   p.few_rows = reads_in_place(s);
+  if (p.few_rows) p.threads = std::max(p.threads, p.recurrence.threads);
   p.one_row = s.active(0) == 1 && !s.projected;
   p.pitch = call.grad_gates != nullptr ? s.gates() : outer_sum_pitch(gemm, s.gates());
   place(&p.gate_grads, call.grad_gates == nullptr, s.rows() * p.pitch + kSlack);
@@ -139,7 +142,7 @@ class Backward {
     if (call_.grad_input != nullptr && !plan_.one_row)
       pack_ragged_panel(kernels_, from_input_, call_.weight_ih, at(plan_.weight_ih));
     const LstmRange rows{0, s_.active(0)};
-    const int64_t threads = std::max(plan_.recurrence.threads, plan_.threads);
+    const int64_t threads = plan_.threads;
     const int64_t vectors = ceil_div(s_.hidden, kernels_.lanes);
     parallel(rows.size() * s_.hidden > kOneStepUnits ? threads : 1,
              [&](int64_t task, int64_t tasks) {

@@ -269,8 +269,14 @@ class Forward {
     const int64_t tiles = ceil_div(rows, most);
     // The highest tile decides how many blocks go together; tiles of one run differ by one row.
     const LstmCellForm& form = plan_.kernels->by_rows[ceil_div(rows, tiles) - 1];
-    for (int64_t b = blocks.begin; b < blocks.end;) {
-      const bool several = tiles == 1 && b + form.blocks <= blocks.end;
+    const int64_t together = tiles == 1 ? blocks.size() / form.blocks : 0;
+    const int64_t calls = together + blocks.size() - together * form.blocks;
+    for (int64_t k = 0; k < calls; ++k) {
+      // Back and forth: what a step read last is still in the caches when the next one begins.
+      const int64_t call = n % 2 == 0 ? k : calls - 1 - k;
+      const bool several = call < together;
+      const int64_t b =
+          blocks.begin + (several ? call * form.blocks : together * form.blocks + call - together);
       for (int64_t i = 0; i < tiles; ++i) {
         const LstmRange part = lstm_part(rows, tiles, i);
         const LstmCellForm& own = plan_.kernels->by_rows[part.size() - 1];
@@ -278,7 +284,6 @@ class Forward {
             cell_tile(n, step, run, run.begin + part.begin, b, several ? form.blocks : 1);
         (several ? own.several : own.one)(tile);
       }
-      b += several ? form.blocks : 1;
     }
     const bool last = blocks.size() > 0 && blocks.end == plan_.blocks;
     if (last && plan_.narrow) run_narrow_cells(n, step, run);

@@ -13,6 +13,13 @@ constexpr int64_t kPanelDepth = 512;
 // Panels of one strip of an outer sum: its results stay in a core's cache while all rows pass.
 constexpr int64_t kStripPanels = 8;
 
+// Longest run of rows that are added up before they are added to the runs before, for sums over so
+// many rows. A tile's own kMaxTerms would leave sums over a few steps with one long run, in which
+// the large terms of a first step meet every other term; from some hundred rows on it is as good.
+int64_t run_of(int64_t rows) {
+  return rows <= 128 ? 16 : rows <= 512 ? 32 : LstmSources::kDepth;
+}
+
 // Calls body(begin, rows) for nearly equal tiles of at most `most` rows.
 template <class Body>
 void for_tiles(int64_t rows, int64_t most, Body&& body) {
@@ -54,6 +61,7 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
   // With few tiles a copy of D costs more than it saves, and where the rows of D neither straddle
   // cache lines nor compete for the same L1 sets it saves nothing.
   const bool copies = sources.tiles > 2 && sum.d_pitch != outer_sum_pitch(gemm, sum.columns);
+  const int64_t run = run_of(sources.rows);
   for (int64_t block = 0; block < sources.depth_blocks(); ++block) {
     const int64_t depth = sources.depth_of(block);
     const float* d = sum.d + block * LstmSources::kDepth * sum.d_pitch + begin;
@@ -64,16 +72,13 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
     for (int64_t i = 0; i < sources.tiles; ++i) {
       const LstmRange rows = sources.tile(i);
       for (int64_t j = 0; j < columns; j += panel) {
-        const GemmTile tile{depth,
-                            a + rows.begin * depth,
-                            copies ? panels + j * LstmSources::kDepth : d + j,
-                            copies ? panel : sum.d_pitch,
-                            transposed + rows.begin * pitch + j,
-                            pitch,
-                            panel,
-                            nullptr,
-                            block > 0};
-        family.by_rows[rows.size() - 1](tile);
+        const float* b = copies ? panels + j * LstmSources::kDepth : d + j;
+        const int64_t b_pitch = copies ? panel : sum.d_pitch;
+        for (int64_t k = 0; k < depth; k += run)
+          family.by_rows[rows.size() - 1](
+              {std::min(run, depth - k), a + rows.begin * depth + k * rows.size(), b + k * b_pitch,
+               b_pitch, transposed + rows.begin * pitch + j, pitch, panel, nullptr,
+               block > 0 || k > 0});
       }
     }
   }

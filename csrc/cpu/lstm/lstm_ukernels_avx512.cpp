@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // LSTM microkernels for avx512. Six rows of four gates keep 24 of 32 registers as accumulators;
-// fewer rows take more blocks at once, so that enough multiply-adds are independent of each other.
+// fewer rows take two blocks at once, so that enough multiply-adds are independent of each other.
 #include "cpu/simd/simd_avx512.h"
 
 #include "cpu/simd/simd_math_impl.h"
@@ -12,7 +12,7 @@ namespace fastconv::cpu {
 namespace {
 
 constexpr LstmCellForm kForms[] = {
-    cell_form<1, 4>(), cell_form<2, 2>(), cell_form<3, 2>(),
+    cell_form<1, 2>(), cell_form<2, 2>(), cell_form<3, 2>(),
     cell_form<4, 1>(), cell_form<5, 1>(), cell_form<6, 1>(),
 };
 
