@@ -259,4 +259,8 @@ TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
   m.impl("lstm_cell", &lstm_cell_by_layer);
 }
 
+TORCH_LIBRARY_IMPL(fastconv, AutocastCUDA, m) {
+  m.impl("lstm_cell", &lstm_cell_by_layer);
+}
+
 }  // namespace fastconv::bindings

@@ -11,7 +11,6 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <array>
-#include <mutex>
 #include <unordered_map>
 
 #include "bindings/ops.h"
@@ -58,8 +57,8 @@ class LstmCellWeights : public torch::autograd::Node {
  private:
   std::array<bool, 3> wanted() const;
 
-  std::mutex mutex_;
-  std::unordered_map<int, LstmCellSums> passes_;  // by the number of the backward pass
+  // By the number of the backward pass; guarded by the node's own mutex.
+  std::unordered_map<int, LstmCellSums> passes_;
 };
 
 }  // namespace fastconv::bindings
