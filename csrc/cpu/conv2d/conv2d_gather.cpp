@@ -146,7 +146,8 @@ double winograd_cost(const GatherConv& conv, const Costs& costs) {
   // Cycles per `lanes` Winograd tiles; a transposition moves four vectors of pixels.
   const double in_cycles = conv.input_strides.channel == 1 ? 35.0 : 60.0;
   const double out_cycles = conv.output_strides.channel == 1 ? 30.0 : 55.0;
-  constexpr double kTileCycles = 100.0;  // to find the pixels of a tile
+  // To find the pixels of a tile, of which groups use some channels.
+  const double tile_cycles = conv.groups > 1 ? 300.0 : 100.0;
   // Per vector of weights; many more when the transformed ones leave the cache.
   constexpr int64_t kCachedWeights = 256 * 1024;
   const double weight_cycles =
@@ -155,7 +156,7 @@ double winograd_cost(const GatherConv& conv, const Costs& costs) {
   const double multiply = (16.0 * costs.multiply * in * 1.08 + 24.0 * out) * channel_waste;
   const double in_vectors = costs.lanes * std::ceil(in / costs.lanes);
   const double transforms =
-      in_cycles * in_vectors + out_cycles * out * channel_waste + kTileCycles * costs.lanes;
+      in_cycles * in_vectors + out_cycles * out * channel_waste + tile_cycles * costs.lanes;
   return (multiply + transforms + weight_cycles * in * out / tiles) * tile_waste / (4.0 * 9.0 * in);
 }
 

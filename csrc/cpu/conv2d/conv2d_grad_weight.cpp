@@ -54,13 +54,13 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
 // Winograd wins where there are enough tiles to pay for the transformation of the sums, which are
 // nearly twice as many; the more so when they leave the cache.
 bool weight_winograd_pays(const Conv2dShape& s) {
-  constexpr int64_t kFewChannels = 12;
+  const int64_t few_channels = s.groups > 1 ? 32 : 12;
   constexpr int64_t kFewTiles = 16;
   constexpr int64_t kManyTiles = 128;
   constexpr int64_t kCachedSums = 64 * 1024;
   const int64_t in = s.group_in_channels();
   const int64_t out = s.group_out_channels();
-  if (!weight_winograd_applies(s) || in < kFewChannels || out < kFewChannels) return false;
+  if (!weight_winograd_applies(s) || in < few_channels || out < few_channels) return false;
   const int64_t tiles =
       s.batch * ceil_div(s.out_height, int64_t{2}) * ceil_div(s.out_width, int64_t{2});
   return tiles >= (in * out <= kCachedSums ? kFewTiles : kManyTiles);
