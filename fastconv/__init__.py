@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """fastconv: hand-written CPU kernels that make small PyTorch networks train and infer faster.
 
-from fastconv import nn          # Conv2d, MaxPool2d, AvgPool2d, LSTM, LSTMCell: as in torch.nn
+from fastconv import nn          # Conv2d, MaxPool2d, BatchNorm2d, LSTM, ...: as in torch.nn
 import fastconv.functional as F  # conv2d, max_pool2d, avg_pool2d, lstm, lstm_cell
 from fastconv import optim       # Adam, AdamW: drop-in for torch.optim, one call per step
 fastconv.accelerate(model)      # make the layers of an existing model run on fastconv, in place

@@ -40,11 +40,11 @@ def accelerate(
     """Makes the layers of ``model`` run on fastconv's operators, in place.
 
     ``Conv2d``, ``MaxPool2d``, ``AvgPool2d``, ``AdaptiveAvgPool2d`` (where its windows are equal),
-    ``LSTM`` and ``LSTMCell`` get another ``forward``, on the instance: classes, parameters,
-    buffers, hooks and ``state_dict`` stay what they are. float32 inputs on the CPU take fastconv's
-    operators; everything else, and everything under autocast, runs as before. Layers that fastconv
-    does not serve, subclasses with a ``forward`` of their own among them, stay on torch and stand
-    in the report. Calling it again does no harm.
+    ``BatchNorm1d``, ``BatchNorm2d``, ``ReLU``, ``LSTM`` and ``LSTMCell`` get another ``forward``,
+    on the instance: classes, parameters, buffers, hooks and ``state_dict`` stay what they are.
+    float32 inputs on the CPU take fastconv's operators; everything else, and everything under
+    autocast, runs as before. Layers that fastconv does not serve, subclasses with a ``forward`` of
+    their own among them, stay on torch and stand in the report. Calling it again does no harm.
 
     Args:
         model: any module.
@@ -54,9 +54,9 @@ def accelerate(
             layers that could be fused; False leaves it on torch.
         fuse: run convolution, activation and pooling that follow each other in an
             ``nn.Sequential`` as one operator, and in eval mode, when their parameters need no
-            gradient, batch normalisation too; so do small linear layers with one and the same
-            activation between them. Falls back to the single layers whenever one of them has
-            hooks.
+            gradient, batch normalisation too; so do batch normalisation and ReLU, always, and small
+            linear layers with one and the same activation between them. Falls back to the single
+            layers whenever one of them has hooks.
         fold_bn: also fold batch normalisation into the convolution before it where a module of the
             model calls the two in code of its own, under the same conditions. ``torch.fx`` must be
             able to follow that module's ``forward``, which it runs once on symbolic values; where

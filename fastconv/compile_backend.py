@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """``torch.compile(model, backend="fastconv")``: fastconv's operators in captured code.
 
-Convolutions, pooling and LSTMs become fastconv's operators, wherever the forward code calls them:
-in layers or as functions. A convolution whose result goes into one activation, and that into one
-pooling, becomes one ``conv_block2d``. Then the graph runs as it is, operator by operator, so that
+Convolutions, pooling, batch normalisation and LSTMs become fastconv's operators, wherever the
+forward code calls them: in layers or as functions. A convolution whose result goes into one
+activation, and that into one pooling, becomes one ``conv_block2d``; a relu behind a batch
+normalisation becomes part of it. Then the graph runs as it is, operator by operator, so that
 autograd, dynamic batch sizes and everything else stay eager PyTorch's; ``options={"inner":
 "inductor"}`` hands it to that compiler instead, which fuses what is left.
 
@@ -89,7 +90,7 @@ def rewrite(graph_module: GraphModule) -> list[str]:
             continue
         before = len(changes)
         # Convolutions first: each takes the pooling behind it along.
-        for pass_ in (_rewrite_convolution, _rewrite_other):
+        for pass_ in (_rewrite_convolution, _rewrite_norm, _rewrite_other):
             for node in list(module.graph.nodes):
                 call = _bound(node) if node.op == "call_function" else None
                 if call is not None and _served(node):
@@ -125,6 +126,8 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "max_pool2d": ("input", *_POOL, "dilation", "ceil_mode", "return_indices"),
     "avg_pool2d": ("input", *_POOL, "ceil_mode", "count_include_pad", "divisor_override"),
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training",
+                   "momentum", "eps"),
     "lstm": ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train",
              "bidirectional", "batch_first"),
     "lstm_cell": ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh"),
@@ -148,6 +151,7 @@ _FUNCTIONS: dict[Any, str] = {
     F.max_pool2d: "max_pool2d",
     torch.max_pool2d: "max_pool2d",
     F.avg_pool2d: "avg_pool2d",
+    F.batch_norm: "batch_norm",
     torch.lstm: "lstm",
     torch.lstm_cell: "lstm_cell",
     F.relu: "relu",
@@ -230,6 +234,20 @@ def _rewrite_convolution(node: Node, call: _Call) -> list[str]:
         return ["conv2d"]
     _replace(chain, functional.conv_block2d, arguments)
     return [f"conv_block2d: {', '.join(part.op for part in calls)}"]
+
+
+def _rewrite_norm(node: Node, call: _Call) -> list[str]:
+    if call.op != "batch_norm":
+        return []
+    chain, arguments = [node], dict(call.arguments)
+    after = _only_user(node)
+    found = None if after is None else _bound(after)
+    if found is not None and found.op == "relu":
+        assert after is not None
+        chain.append(after)
+        arguments["activation"] = "relu"
+    _replace(chain, functional.batch_norm, arguments)
+    return ["batch_norm: batch_norm, relu" if len(chain) == 2 else "batch_norm"]
 
 
 def _take_activation(call: _Call, arguments: dict[str, Any]) -> bool:

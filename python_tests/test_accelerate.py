@@ -161,7 +161,7 @@ def test_a_perturbed_tap_is_noticed() -> None:
 
 def test_the_report_names_what_was_done() -> None:
     report = fastconv.accelerate(small_net())
-    assert [entry.name for entry in report.swapped] == ["0", "2", "3.0", "3.2", "4", "5"]
+    assert [entry.name for entry in report.swapped] == ["0", "1", "2", "3.0", "3.2", "4", "5"]
     assert [entry.layers for entry in report.fused] == [("0", "1", "2"), ("3.0", "3.1", "3.2")]
     assert [(entry.name, entry.type) for entry in report.left] == [
         ("6", "Flatten"),
@@ -196,9 +196,9 @@ def test_filter_and_fuse() -> None:
     report = fastconv.accelerate(model, filter_fn=wanted, fuse=True)
     assert ("Conv2d", "3.0") in asked
     assert {kind for kind, _ in asked} == {
-        "Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "Linear"
+        "Conv2d", "ReLU", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "Linear"
     }  # fmt: skip
-    assert [entry.name for entry in report.swapped] == ["2", "3.0", "4", "5"]
+    assert [entry.name for entry in report.swapped] == ["1", "2", "3.0", "4", "5"]
     assert [entry.layers for entry in report.fused] == [("3.0", "3.1")]
     assert ("0", "filter_fn left it out") in [(e.name, e.reason) for e in report.left]
     assert not fastconv.accelerate(small_net(), fuse=False).fused
@@ -224,7 +224,7 @@ def test_accelerated_is_scoped_and_leaves_what_was_there() -> None:
 
     def fail_inside() -> None:
         with fastconv.accelerated(model, optimizer=optimizer) as report:
-            assert len(report.swapped) == 6
+            assert len(report.swapped) == 7
             assert isinstance(optimizer, fastconv.optim.Adam)
             raise KeyError
 

@@ -347,6 +347,65 @@ def test_training_statistics_and_switches() -> None:
         assert fast[1].num_batches_tracked == step + 1
 
 
+def test_training_runs_normalisation_and_relu_as_one() -> None:
+    """With the values of the single layers, bit for bit, and single again under a hook."""
+    model = normalised()
+    fast, single = copy.deepcopy(model), copy.deepcopy(model)
+    fastconv.accelerate(fast)
+    fastconv.accelerate(single, fuse=False)
+    x = torch.randn(4, 3, 20, 20)
+    operators = operators_of(lambda: copy.deepcopy(fast)(x))
+    assert "fastconv._batch_norm_training" in operators
+    assert not operators & {"aten.relu", "aten.clamp_min", "fastconv.relu"}
+    seen: list[Tensor] = []
+    for training in (True, True, False):
+        found = [gradients(net.train(training), x) for net in (model, fast, single)]
+        for name, value in found[0].items():
+            torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found[2][name], value, rtol=1e-4, atol=1e-4)
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(fast.state_dict()[key], value)
+    hook = fast[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    before = fast.train()(x)
+    assert seen[0].min() < 0  # before the relu
+    hook.remove()
+    torch.testing.assert_close(fast(x), before)
+
+
+def test_normalisation_before_the_convolution() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(True), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    fast = copy.deepcopy(model)
+    report = fastconv.accelerate(fast)
+    assert [entry.types for entry in report.fused] == [
+        ("BatchNorm2d", "ReLU"),
+        ("Conv2d", "BatchNorm2d"),
+    ]
+    x = torch.randn(4, 3, 12, 12)
+    for training in (True, False):
+        theirs, ours = (gradients(net.train(training), x) for net in (model, fast))
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_restored_and_left_out_normalisation_is_torchs() -> None:
+    model = normalised()
+    fastconv.accelerate(model)
+    fastconv.restore(model)
+    x = torch.randn(4, 3, 12, 12)
+    assert "aten.native_batch_norm" in operators_of(lambda: model(x))
+    report = fastconv.accelerate(model, filter_fn=lambda module, name: name != "1")
+    assert ("1", "filter_fn left it out") in [(entry.name, entry.reason) for entry in report.left]
+    assert "aten.native_batch_norm" in operators_of(lambda: model(x))
+    assert "aten.native_batch_norm" in operators_of(lambda: model.eval()(x))
+
+
+def test_synchronised_and_lazy_normalisation_is_left_alone() -> None:
+    model = nn.Sequential(nn.SyncBatchNorm(3), nn.LazyBatchNorm2d(), nn.BatchNorm3d(2))
+    report = fastconv.accelerate(model)
+    assert not report.swapped
+    assert {entry.reason for entry in report.left} == {"fastconv has no kernel for it"}
+
+
 def test_without_statistics_nothing_is_folded() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)).eval()
     fast = copy.deepcopy(model)

@@ -130,6 +130,15 @@ CHAINS: dict[str, tuple[Function, list[str]]] = {
         ["conv_block2d: conv2d, relu", "max_pool2d"],
     ),
     "another activation": (lambda x: F.relu6(convolved(x)), ["conv2d"]),
+    "normalisation": (lambda x: F.batch_norm(x, None, None, training=True), ["batch_norm"]),
+    "normalisation and relu": (
+        lambda x: F.relu(F.batch_norm(convolved(x), None, None, BIAS, training=True)),
+        ["conv2d", "batch_norm: batch_norm, relu"],
+    ),
+    "normalisation and another activation": (
+        lambda x: torch.tanh(F.batch_norm(convolved(x), None, None, None, BIAS, True)),
+        ["conv2d", "batch_norm"],
+    ),
     "two convolutions": (
         lambda x: F.relu(F.conv2d(F.relu(convolved(x)), WEIGHT[:, :1].repeat(1, 5, 1, 1))),
         ["conv_block2d: conv2d, relu", "conv_block2d: conv2d, relu"],

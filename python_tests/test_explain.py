@@ -66,7 +66,7 @@ def test_a_network_of_convolutions_and_lstms() -> None:
 def test_batch_normalisation_splits_a_chain_in_training() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
     state = copy.deepcopy(model.state_dict())
-    assert [row.name for row in explain(model).rows] == ["0", "3"]
+    assert [row.name for row in explain(model).rows] == ["0", "1 .. 2", "3"]
     assert [row.name for row in explain(model.eval()).rows] == ["0 .. 3"]
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key  # statistics included

@@ -87,6 +87,35 @@ std::vector<Tensor> call_mlp_backward(const Tensor& grad_output, const Tensor& i
                                       std::string_view activation, double negative_slope,
                                       bool input_grad);
 
+// Each [C] or absent.
+struct BatchNormTensors {
+  OptionalTensor weight;
+  OptionalTensor bias;
+  OptionalTensor running_mean;
+  OptionalTensor running_var;
+};
+
+struct BatchNormOptions {
+  double momentum;
+  double eps;
+  bool relu;
+};
+
+// The output, the mean as [2, C] (batch_norm.h) and 1 / sqrt(var + eps); running statistics move.
+Tensor3 call_batch_norm_training(const Tensor& input, const BatchNormTensors& tensors,
+                                 const BatchNormOptions& options);
+
+// Precondition: there are running statistics.
+Tensor call_batch_norm_inference(const Tensor& input, const BatchNormTensors& tensors,
+                                 const BatchNormOptions& options);
+
+// Gradients of input, weight and bias; those that output_mask does not ask for are undefined.
+// `training`: mean and invstd are those of the input.
+Tensor3 call_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                 const Tensor& invstd, const OptionalTensor& weight,
+                                 const OptionalTensor& bias, bool training, bool relu,
+                                 std::array<bool, 3> output_mask);
+
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& options);
 Tensor2 call_max_pool2d_with_indices(const Tensor& input, const PoolOptions& options);
 

@@ -37,6 +37,23 @@ TORCH_LIBRARY(fastconv, m) {
       "_mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor[] hidden, "
       "str activation, float negative_slope, bool input_grad) -> Tensor[]");
   m.def(
+      "batch_norm_training(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float momentum, float eps, bool relu) -> Tensor");
+  m.def(
+      "batch_norm_inference(Tensor input, Tensor running_mean, Tensor running_var, "
+      "Tensor? weight, Tensor? bias, float eps, bool relu) -> Tensor");
+  m.def(
+      "_batch_norm_training(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float momentum, float eps, bool relu) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd, "
+      "Tensor? weight, Tensor? bias, bool training, bool relu, bool[3] output_mask) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("relu(Tensor input) -> Tensor");
+  m.def("relu_(Tensor(a!) input) -> ()");
+  m.def("_relu_backward(Tensor grad_output, Tensor output) -> Tensor");
+  m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
       "int[2] dilation=1, bool ceil_mode=False) -> Tensor");
   m.def(
@@ -195,6 +212,33 @@ std::vector<Tensor> call_mlp_backward(const Tensor& grad_output, const Tensor& i
       find_op<std::vector<Tensor>(const Tensor&, const Tensor&, at::TensorList, at::TensorList,
                                   std::string_view, double, bool)>("fastconv::_mlp_backward");
   return op.call(grad_output, input, weights, hidden, activation, negative_slope, input_grad);
+}
+
+Tensor3 call_batch_norm_training(const Tensor& input, const BatchNormTensors& t,
+                                 const BatchNormOptions& o) {
+  static const auto op =
+      find_op<Tensor3(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                      const OptionalTensor&, const OptionalTensor&, double, double, bool)>(
+          "fastconv::_batch_norm_training");
+  return op.call(input, t.weight, t.bias, t.running_mean, t.running_var, o.momentum, o.eps, o.relu);
+}
+
+Tensor call_batch_norm_inference(const Tensor& input, const BatchNormTensors& t,
+                                 const BatchNormOptions& o) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                     const OptionalTensor&, double, bool)>("fastconv::batch_norm_inference");
+  return op.call(input, *t.running_mean, *t.running_var, t.weight, t.bias, o.eps, o.relu);
+}
+
+Tensor3 call_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                 const Tensor& invstd, const OptionalTensor& weight,
+                                 const OptionalTensor& bias, bool training, bool relu,
+                                 std::array<bool, 3> output_mask) {
+  static const auto op = find_op<Tensor3(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                         const OptionalTensor&, const OptionalTensor&, bool, bool,
+                                         std::array<bool, 3>)>("fastconv::_batch_norm_backward");
+  return op.call(grad_output, input, mean, invstd, weight, bias, training, relu, output_mask);
 }
 
 Tensor call_max_pool2d(const Tensor& input, const PoolOptions& o) {

@@ -74,6 +74,16 @@ struct Pool2dShape {
   int64_t taps() const { return kernel_height * kernel_width; }
 };
 
+// Sizes of one batch normalisation: `pixels` is the product of all dimensions behind the channels.
+struct BatchNormShape {
+  int64_t batch;
+  int64_t channels;
+  int64_t pixels;
+
+  int64_t values() const { return batch * pixels; }  // per channel
+  int64_t elements() const { return batch * channels * pixels; }
+};
+
 // Sizes of one LSTM layer in one direction. Rows are (step, sequence) pairs that exist; step t
 // holds rows [first_row(t), first_row(t + 1)), longest sequences first, so that row r of a step
 // belongs to the same sequence as row r of its neighbours.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Convolution, batch normalisation, activation and pooling that stand one behind the other, run as
-one operator."""
+one operator; where a whole chain cannot, in training, its normalisation and relu still do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn import Module
 
 from fastconv._accelerate.forwards import is_accelerated, served_as
 from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
+from fastconv.nn.batch_norm import normalize
 from fastconv.ops import conv_block2d
 
 ACTIVATIONS: dict[type[Module], str] = {
@@ -24,10 +25,11 @@ ACTIVATIONS: dict[type[Module], str] = {
     torch.nn.Tanh: "tanh",
 }
 _POOLS: dict[type[Module], str] = {torch.nn.MaxPool2d: "max", torch.nn.AvgPool2d: "avg"}
+_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
 
 
 def _is_norm(module: Module) -> bool:
-    return type(module) is torch.nn.BatchNorm2d
+    return type(module) is torch.nn.BatchNorm2d and is_accelerated(module)
 
 
 def call_in_turn(layers: Sequence[Module], input: Any) -> Any:
@@ -35,6 +37,44 @@ def call_in_turn(layers: Sequence[Module], input: Any) -> Any:
     for layer in layers:
         input = layer(input)
     return input
+
+
+def may_be_passed_over(layers: Sequence[Module], accelerated: Sequence[Module | None]) -> bool:
+    """Whether nobody would notice that these layers are not called one by one: those of the second
+    list still run on fastconv, the others there or as torch has them."""
+
+    def runs_as_made(layer: Module) -> bool:
+        return layer not in accelerated and "forward" not in layer.__dict__
+
+    return not global_hooks_exist() and all(
+        is_plain(layer) and (is_accelerated(layer) or runs_as_made(layer)) for layer in layers
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class NormChain:
+    """Batch normalisation and relu of a Sequential, from ``start`` on, that can run as one
+    operator."""
+
+    start: int
+    layers: tuple[Any, Module]
+
+    def __call__(self, input: Any) -> Any:
+        if not self.fuses(input):
+            return call_in_turn(self.layers, input)
+        return normalize(self.layers[0], input, "relu")
+
+    def fuses(self, input: Any) -> bool:
+        """Whether this call may run as one operator."""
+        return runs_on_kernels(input) and may_be_passed_over(self.layers, self.layers[:1])
+
+
+def norm_chain_at(layers: Sequence[Module], start: int) -> NormChain | None:
+    """The chain of normalisation and relu that begins with the layer at ``start``, if one does."""
+    pair = layers[start : start + 2]
+    if len(pair) < 2 or served_as(pair[0]) not in _NORMS or not is_accelerated(pair[0]):
+        return None
+    return NormChain(start, (pair[0], pair[1])) if type(pair[1]) is torch.nn.ReLU else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +86,11 @@ class Chain:
     norm: torch.nn.BatchNorm2d | None
     activation: Any
     pool: Module | None
+    rest: NormChain | None  # what can still run as one when the whole does not
 
     def __call__(self, input: Any) -> Any:
         if not self.fuses(input):
-            return call_in_turn(self.layers, input)
+            return call_in_turn(self.steps(), input)
         conv: Any = self.layers[0]
         weight, bias = conv.weight, conv.bias
         activation, slope, pool = "none", 0.01, "none"
@@ -79,19 +120,19 @@ class Chain:
             pool_stride=pool_stride,
         )
 
+    def steps(self) -> Sequence[Any]:
+        """What is called in turn when the whole does not run as one operator."""
+        if self.rest is None:
+            return self.layers
+        return (self.layers[0], self.rest, *self.layers[3:])
+
     def fuses(self, input: Any) -> bool:
         """Whether this call may run as one operator."""
         conv: Any = self.layers[0]
-        if not runs_on_kernels(input) or global_hooks_exist() or conv.padding_mode != "zeros":
+        if not runs_on_kernels(input) or conv.padding_mode != "zeros":
             return False
-        for layer in self.layers:
-            if not is_plain(layer):
-                return False
-            if layer is conv or layer is self.pool:
-                if not is_accelerated(layer):
-                    return False
-            elif "forward" in layer.__dict__:
-                return False
+        if not may_be_passed_over(self.layers, (conv, self.norm, self.pool)):
+            return False
         if self.norm is not None and not norm_folds(input, conv, self.norm):
             return False
         return self._pool_fits()
@@ -166,4 +207,5 @@ def chain_at(layers: Sequence[Module], start: int) -> Chain | None:
     pool = take(end < len(layers) and type(layers[end]) in _POOLS and is_accelerated(layers[end]))
     if end == start + 1:
         return None
-    return Chain(start, tuple(layers[start:end]), norm, activation, pool)
+    rest = norm_chain_at(layers, start + 1) if norm is not None else None
+    return Chain(start, tuple(layers[start:end]), norm, activation, pool, rest)

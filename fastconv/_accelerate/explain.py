@@ -17,6 +17,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastconv import runtime
+from fastconv._accelerate.chains import Chain
 from fastconv._accelerate.explanation import Explanation, LayerRow
 from fastconv._accelerate.forwards import is_accelerated, served_as
 from fastconv._accelerate.sequential import SequentialForward
@@ -152,9 +153,15 @@ def _units(fast: Module, inputs: _Inputs) -> Iterator[_Unit]:
             continue
         keys = list(module._modules)
         prefix = name + "." if name else ""
-        for chain in forward.chains():
+        whole = forward.chains()
+        rests = [chain.rest for chain in whole if isinstance(chain, Chain) and chain.rest]
+        for chain in (*whole, *rests):
             names = tuple(prefix + key for key in keys[chain.start :][: len(chain.layers)])
-            if names[0] in inputs and chain.fuses(inputs[names[0]][0][0]):
+            if (
+                covered.isdisjoint(names)
+                and names[0] in inputs
+                and (chain.fuses(inputs[names[0]][0][0]))
+            ):
                 types = " + ".join(type(layer).__name__ for layer in chain.layers)
                 label = f"{names[0]} .. {keys[chain.start + len(names) - 1]}"
                 units.append(_Unit(label, types, names[0], names, True))

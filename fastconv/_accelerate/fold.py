@@ -20,7 +20,12 @@ from torch import Tensor, fx
 from torch.nn import Module
 
 from fastconv._accelerate.chains import folded, norm_folds
-from fastconv._accelerate.forwards import FastForward, conv2d_forward, is_accelerated
+from fastconv._accelerate.forwards import (
+    FastForward,
+    batch_norm_forward,
+    conv2d_forward,
+    is_accelerated,
+)
 from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
 from fastconv.nn import Conv2d
 
@@ -51,7 +56,7 @@ def folding_norm_forward(module: torch.nn.BatchNorm2d, input: Tensor) -> Tensor:
     if module in _calls.done:
         _calls.done.discard(module)
         return input
-    return type(module).forward(module, input)
+    return batch_norm_forward(module, input)
 
 
 class FoldingForward(FastForward):
@@ -134,7 +139,7 @@ def _might_call_pairs(module: Module) -> bool:
 
 
 def _is_norm(module: Module) -> bool:
-    return type(module) is torch.nn.BatchNorm2d
+    return type(module) is torch.nn.BatchNorm2d and is_accelerated(module)
 
 
 def _is_conv(module: Module) -> bool:
@@ -162,9 +167,9 @@ def _traced_pairs(tracer: fx.Tracer, root: Module) -> list[_Pair] | str:
 
 
 def bind(module: Module, pairs: list[_Pair]) -> list[Module]:
-    """Puts the folding forwards in place; returns the modules that had none before."""
+    """Puts the folding forwards in place; returns the module, which had none before."""
     for conv, norm in pairs:
         conv.__dict__["forward"] = FastForward(conv, folding_conv2d_forward)
         norm.__dict__["forward"] = FastForward(norm, folding_norm_forward)
     module.__dict__["forward"] = FoldingForward(module, tuple(pairs))
-    return [module, *(norm for _, norm in pairs)]
+    return [module]

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastconv._accelerate.guards import runs_on_kernels
 from fastconv._accelerate.recurrent import lstm_cell_forward, lstm_forward
 from fastconv.nn import AvgPool2d, Conv2d, MaxPool2d
-from fastconv.ops import avg_pool2d
+from fastconv.nn.batch_norm import normalize
+from fastconv.ops import avg_pool2d, relu
 
 _Function = Callable[..., Any]
 
@@ -105,6 +107,37 @@ def avg_pool2d_forward(module: torch.nn.AvgPool2d, input: Tensor) -> Tensor:
     return AvgPool2d.forward(module, input)  # type: ignore[arg-type]
 
 
+# With given statistics and gradients torch is up to 1.25x as fast on fewer values
+# (benchmarks/README.md).
+_LEAST_EVAL_NORM = 1_048_576
+
+
+def batch_norm_forward(module: _BatchNorm, input: Tensor) -> Tensor:
+    if not runs_on_kernels(input) or (
+        input.numel() < _LEAST_EVAL_NORM
+        and torch.is_grad_enabled()
+        and not module.training
+        and module.running_mean is not None
+        and (input.requires_grad or (module.affine and module.weight.requires_grad))
+    ):
+        return type(module).forward(module, input)
+    return normalize(module, input)
+
+
+# Smaller results do not come from the cache of memory blocks, and nothing is gained.
+_LEAST_RELU = 65_536
+
+
+def relu_forward(module: torch.nn.ReLU, input: Tensor) -> Tensor:
+    if (
+        not runs_on_kernels(input)
+        or input.numel() < _LEAST_RELU
+        or torch.compiler.is_compiling()  # compilers fuse torch's own with what is around it
+    ):
+        return type(module).forward(module, input)
+    return relu(input, module.inplace)
+
+
 # Below as many elements torch's mean over a whole map is faster than a pooling with its backward
 # pass; without a backward pass it always is (benchmarks/results/README.md).
 _LEAST_GLOBAL = 65_536
@@ -143,6 +176,9 @@ _LAYERS: tuple[tuple[type[Module], _Function], ...] = (
     (torch.nn.MaxPool2d, max_pool2d_forward),
     (torch.nn.AvgPool2d, avg_pool2d_forward),
     (torch.nn.AdaptiveAvgPool2d, adaptive_avg_pool2d_forward),
+    (torch.nn.BatchNorm1d, batch_norm_forward),
+    (torch.nn.BatchNorm2d, batch_norm_forward),
+    (torch.nn.ReLU, relu_forward),
     (torch.nn.LSTM, lstm_forward),
     (torch.nn.LSTMCell, lstm_cell_forward),
 )

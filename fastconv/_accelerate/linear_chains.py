@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from fastconv._accelerate.chains import ACTIVATIONS, call_in_turn
-from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
+from fastconv._accelerate.chains import ACTIVATIONS, call_in_turn, may_be_passed_over
+from fastconv._accelerate.guards import runs_on_kernels
 from fastconv.ops import mlp
 
 _LARGEST_WEIGHT = 262_144  # what the operator's kernels serve
@@ -44,11 +44,10 @@ class LinearChain:
 
     def fuses(self, input: Any) -> bool:
         """Whether this call may run as one operator."""
-        if not runs_on_kernels(input) or input.dim() != 2 or global_hooks_exist():
+        if not runs_on_kernels(input) or input.dim() != 2:
             return False
-        for layer in self.layers:
-            if not is_plain(layer) or "forward" in layer.__dict__:
-                return False
+        if not may_be_passed_over(self.layers, ()):
+            return False
         if self.activation != "leaky_relu":
             return True
         activations: Any = self.layers[1::2]

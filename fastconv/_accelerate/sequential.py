@@ -3,8 +3,8 @@
 
 Its modules stay where they are, with their parameters and their names; where some of them form a
 chain, the chain is called instead. Each call looks whether the chain may run as one operator: with
-a hook on any of its modules, a batch normalisation in training or an input that fastconv does not
-serve, its modules are called one by one, as torch would.
+a hook on any of its modules or an input that fastconv does not serve, its modules are called one by
+one, as torch would.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from fastconv._accelerate.chains import Chain, chain_at
+from fastconv._accelerate.chains import Chain, NormChain, chain_at, norm_chain_at
 from fastconv._accelerate.forwards import FastForward
 from fastconv._accelerate.linear_chains import LinearChain, linear_chain_at
 
+AnyChain = Chain | NormChain | LinearChain
 
-def find_chains(layers: Sequence[Module], with_linear: bool = True) -> list[Chain | LinearChain]:
+
+def find_chains(layers: Sequence[Module], with_linear: bool = True) -> list[AnyChain]:
     """The chains among the layers of a Sequential, in order; none overlap."""
-    chains: list[Chain | LinearChain] = []
+    chains: list[AnyChain] = []
     position = 0
     while position < len(layers):
-        chain: Chain | LinearChain | None = chain_at(layers, position)
+        chain: AnyChain | None = chain_at(layers, position) or norm_chain_at(layers, position)
         if chain is None and with_linear:
             chain = linear_chain_at(layers, position)
         if chain is not None:
@@ -66,9 +68,9 @@ class SequentialForward(FastForward):
             input = step(input)
         return input
 
-    def chains(self) -> list[Chain | LinearChain]:
+    def chains(self) -> list[AnyChain]:
         """The chains of the present layers."""
-        return [step for step in self.steps() if isinstance(step, (Chain, LinearChain))]
+        return [step for step in self.steps() if isinstance(step, AnyChain)]
 
 
 def is_sequential(module: Module) -> bool:

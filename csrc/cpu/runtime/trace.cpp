@@ -25,7 +25,8 @@ const char* kernel_name(KernelId kernel) {
       "conv2d_forward",       "conv2d_grad_input",     "conv2d_grad_weight",  "max_pool2d_forward",
       "max_pool2d_backward",  "avg_pool2d_forward",    "avg_pool2d_backward", "adam",
       "conv_block2d_forward", "conv_block2d_backward", "mlp_forward",         "mlp_backward",
-      "lstm_forward",         "lstm_backward",
+      "lstm_forward",         "lstm_backward",         "batch_norm_forward",  "batch_norm_backward",
+      "relu_forward",         "relu_backward",
   };
   return kNames[static_cast<int>(kernel)];
 }

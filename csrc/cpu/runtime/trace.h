@@ -23,6 +23,10 @@ enum class KernelId : int {
   kMlpBackward,
   kLstmForward,
   kLstmBackward,
+  kBatchNormForward,
+  kBatchNormBackward,
+  kReluForward,
+  kReluBackward,
   kCount,
 };
 

@@ -113,6 +113,10 @@ struct Simd {
     return _mm256_castps_si256(
         _mm256_or_ps(_mm256_cmp_ps(x, y, _CMP_GT_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
   }
+  // Lanes in which x > 0 or x is NaN.
+  static Mask positive_or_nan(Reg x) {
+    return _mm256_castps_si256(_mm256_cmp_ps(x, zero(), _CMP_NLE_UQ));
+  }
   // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
   static Reg max_or_nan(Reg x, Reg y) {
     return _mm256_blendv_ps(_mm256_max_ps(x, y), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));

@@ -104,6 +104,8 @@ struct Simd {
   static Mask greater_or_nan(Reg x, Reg y) {
     return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   }
+  // Lanes in which x > 0 or x is NaN.
+  static Mask positive_or_nan(Reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NLE_UQ); }
   // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
   static Reg max_or_nan(Reg x, Reg y) {
     return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);

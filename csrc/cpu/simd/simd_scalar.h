@@ -73,6 +73,8 @@ struct Simd {
   }
 
   static Mask greater_or_nan(Reg x, Reg y) { return x > y || x != x; }
+  // Lanes in which x > 0 or x is NaN.
+  static Mask positive_or_nan(Reg x) { return !(x <= 0.0f); }
   static Reg max_or_nan(Reg x, Reg y) { return greater_or_nan(x, y) ? x : y; }
   static Reg select(Mask m, Reg x, Reg y) { return m ? x : y; }
   static Reg add_masked(Reg a, Mask m, Reg x) { return m ? a + x : a; }

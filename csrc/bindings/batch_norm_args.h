@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// The one checker of batch normalisation's arguments, the choice between fastconv's kernels and
+// torch's operator, and the composed form.
+#pragma once
+
+#include "bindings/ops.h"
+#include "common/shapes.h"
+
+namespace fastconv::bindings {
+
+// Throws ValueError unless the input has channels and the vectors that are given one value for each
+// of them; in training, unless a channel has more than one value. Symbolic sizes are welcome.
+void check_batch_norm_args(const Tensor& input, const BatchNormTensors& tensors, bool training);
+
+// True when all tensors are on the CPU and of one dtype that the kernels serve.
+bool batch_norm_on_kernels(const Tensor& input, const BatchNormTensors& tensors);
+
+// torch's batch_norm, then relu if wanted: differentiable, updates running statistics in training.
+Tensor torch_batch_norm(const Tensor& input, const BatchNormTensors& tensors, bool training,
+                        const BatchNormOptions& options);
+
+BatchNormShape batch_norm_shape(const Tensor& input);
+
+}  // namespace fastconv::bindings
