@@ -100,6 +100,8 @@ EXPLAINED = {
     "the position has a negative tap there and is skipped",
     ("barrier removed", "__syncthreads();  // the caller may come again"): "the ticket that every "
     "caller passes in between has barriers of its own",
+    ("wait weakened", "cp_async_wait<0>();"): "the group committed last, in the last turn of the "
+    "loop, is always empty",
     (
         "condition half dropped",
         "if (call.c.tail != nullptr && row >= call.c.tail_begin)",
