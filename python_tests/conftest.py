@@ -62,7 +62,11 @@ def shim() -> CudaShim:
 
 
 @pytest.fixture(autouse=True)
-def _restore_cuda_shim(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
+def _schedule_cuda_shim(request: pytest.FixtureRequest) -> None:
+    """Each test of the emulator starts with its own schedule and the other options' defaults."""
     if "shim" in request.fixturenames:
-        request.getfixturevalue("shim").configure()
+        from cuda_shim import schedule_of_test
+
+        shim: CudaShim = request.getfixturevalue("shim")
+        shim.schedule = schedule_of_test(request.node.name)
+        shim.configure()

@@ -232,7 +232,14 @@ def layer_on(shim_lstm: ShimLstm):
 def on_shim(shim_lstm: ShimLstm) -> Iterator[None]:
     """fastconv's LSTM layers compute on the emulator while this lasts, in every dtype."""
     module = sys.modules["fastconv.ops.lstm"]
+    layer = layer_on(shim_lstm)
+
+    def cell(input, *operands):  # as CUDA's lstm_cell, which is composed of lstm_layer
+        _, h, c = layer(input.unsqueeze(0), *operands)
+        return h, c
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_layer", layer_on(shim_lstm))
+        patch.setattr(module, "_layer", layer)
+        patch.setattr(module, "_direct_cell", cell)
         patch.setattr(module, "_left_to_torch", lambda input: False)
         yield
