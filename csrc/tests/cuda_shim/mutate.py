@@ -111,6 +111,14 @@ EXPLAINED = {
         "if (step.tensors[i].group >= groups) groups = step.tensors[i].group + 1;",
     ): "the larger table is taken one group early, with the same results",
     (
+        "index one too low",
+        "p.tile.columns = 2 * p.tile_columns + p.kernel_width - 1;",
+    ): "the tile gets one column more, which is loaded and never read",
+    (
+        "index one too far",
+        "const int columns = ((left + tile.columns - 1) >> 1) - first_column + 1;",
+    ): "a window beyond the tile has no pixel in it",
+    (
         "comparison lets one more pass",
         "return rounded < kLeast ? kLeast : rounded > kMost ? kMost : rounded;",
     ): "both sides of the choice are equal there",
