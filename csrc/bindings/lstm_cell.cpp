@@ -254,6 +254,11 @@ TORCH_LIBRARY_IMPL(fastconv, AutogradCPU, m) {
   m.impl("lstm_cell", &lstm_cell);
 }
 
+// lstm_layer has a batching rule, too.
+TORCH_LIBRARY_IMPL(fastconv, FuncTorchBatched, m) {
+  m.impl("lstm_cell", &lstm_cell_by_layer);
+}
+
 // lstm_layer casts.
 TORCH_LIBRARY_IMPL(fastconv, AutocastCPU, m) {
   m.impl("lstm_cell", &lstm_cell_by_layer);
