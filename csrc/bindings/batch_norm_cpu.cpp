@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "bindings/batch_norm_args.h"
+#include "bindings/element_type.h"
 #include "bindings/outputs.h"
 #include "bindings/scratch.h"
 
@@ -58,13 +59,6 @@ class Running {
  private:
   Tensor original_, dense_;
 };
-
-// Calls body with a value of the tensor's element type, float or double.
-template <class Body>
-void dispatch_float_or_double(const Tensor& tensor, const Body& body) {
-  if (tensor.scalar_type() == at::kDouble) return body(double{});
-  body(float{});
-}
 
 void check_dtypes(const Tensor& input, const BatchNormTensors& tensors) {
   TORCH_CHECK(batch_norm_on_kernels(input, tensors),

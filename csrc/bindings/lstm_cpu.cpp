@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "bindings/element_type.h"
 #include "bindings/lstm_args.h"
 #include "bindings/lstm_results.h"
 #include "bindings/outputs.h"
@@ -14,14 +15,6 @@ namespace fastconv::bindings {
 namespace {
 
 constexpr auto kContiguous = at::MemoryFormat::Contiguous;
-
-template <class Body>
-void dispatch_float_or_double(const Tensor& tensor, Body&& body) {
-  if (tensor.scalar_type() == at::kDouble)
-    body(double{});
-  else
-    body(float{});
-}
 
 template <class T>
 const T* read(const Tensor& tensor) {

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "bindings/element_type.h"
 #include "bindings/outputs.h"
 #include "bindings/pool2d_args.h"
 #include "bindings/scratch.h"
@@ -28,13 +29,6 @@ Tensor readable(const Tensor& t, bool channels_last) {
 
 at::ScalarType offset_dtype(const Pool2dShape& shape) {
   return cpu::offset_type_of(shape.taps()) == cpu::OffsetType::kUint8 ? at::kByte : at::kInt;
-}
-
-// Calls body with a value of the tensor's element type, float or double.
-template <class Body>
-void dispatch_float_or_double(const Tensor& tensor, const Body& body) {
-  if (tensor.scalar_type() == at::kDouble) return body(double{});
-  body(float{});
 }
 
 // The dtype that goes with the gradients of an output of ours.

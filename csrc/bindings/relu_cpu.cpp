@@ -6,18 +6,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "bindings/element_type.h"
 #include "bindings/outputs.h"
 #include "bindings/relu_args.h"
 
 namespace fastconv::bindings {
 namespace {
-
-// Calls body with a value of the tensor's element type, float or double.
-template <class Body>
-void dispatch_float_or_double(const Tensor& tensor, const Body& body) {
-  if (tensor.scalar_type() == at::kDouble) return body(double{});
-  body(float{});
-}
 
 Tensor new_output(const Tensor& like) {
   return empty_output(like.sizes(), like.options(), like.suggest_memory_format());

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/checked.h"
 #include "cpu/batch_norm/batch_norm_reference.h"
 #include "cpu/batch_norm/batch_norm_ukernels.h"
 #include "cpu/runtime/parallel.h"
@@ -23,16 +24,12 @@ namespace {
 constexpr int64_t kMostPieces = 64;
 constexpr int64_t kLeastRows = 256;  // of a piece
 
-int64_t round_up(int64_t value, int64_t step) {
-  return (value + step - 1) / step * step;
-}
-
 // Cuts what is summed: images of a channel, or rows of all channels.
 struct Pieces {
   Pieces(const BatchNormShape& s, bool channels_last)
       : total(channels_last ? s.values() : s.batch),
-        step(round_up((total + kMostPieces - 1) / kMostPieces, channels_last ? kLeastRows : 1)),
-        count((total + step - 1) / step) {}
+        step(round_up(ceil_div(total, kMostPieces), channels_last ? kLeastRows : 1)),
+        count(ceil_div(total, step)) {}
   int64_t total, step, count;
 };
 

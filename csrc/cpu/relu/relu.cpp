@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/checked.h"
 #include "cpu/relu/relu_ukernels.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
@@ -15,7 +16,7 @@ constexpr int64_t kLine = 16;  // floats of a cache line: threads share none
 // Calls body(begin, end) for ranges of [0, count) on as many threads as `streams` arrays deserve.
 template <class Body>
 void for_ranges(int64_t count, int64_t streams, const Body& body) {
-  const int64_t lines = (count + kLine - 1) / kLine;
+  const int64_t lines = ceil_div(count, kLine);
   const int64_t bytes = streams * count * static_cast<int64_t>(sizeof(float));
   const int64_t slots = std::min(lines, worthwhile_threads(0, bytes));
   parallel_for(slots, [&](int64_t slot) {
