@@ -16,7 +16,14 @@ from torch.nn import Linear, Module
 from torch.optim import Optimizer
 
 from fastconv._accelerate.fold import FoldingForward, bind, find_pairs
-from fastconv._accelerate.forwards import FastForward, forward_for, is_accelerated, served_as
+from fastconv._accelerate.forwards import (
+    FastForward,
+    forward_for,
+    is_accelerated,
+    put_in_place,
+    served_as,
+    take_out,
+)
 from fastconv._accelerate.optimizer import exchange, exchange_back
 from fastconv._accelerate.report import Fused, Left, Report, Swapped
 from fastconv._accelerate.sequential import SequentialForward, is_sequential
@@ -84,8 +91,7 @@ def restore(model: Module) -> Module:
     """
     _check_module("restore", model)
     for module in model.modules():
-        if is_accelerated(module):
-            del module.__dict__["forward"]
+        take_out(module)
     for optimizer in _optimizers.pop(model, ()):
         exchange_back(optimizer)
     return model
@@ -141,8 +147,7 @@ def _accelerate(
 
     def undo() -> None:
         for module in changed:
-            if is_accelerated(module):
-                del module.__dict__["forward"]
+            take_out(module)
         if optimizer is not None and exchanged:
             _optimizers[model].discard(optimizer)
             exchange_back(optimizer)
@@ -171,7 +176,7 @@ def _swap(
     if isinstance(forward, str):
         report.left.append(Left(name, kind, forward))
         return
-    module.__dict__["forward"] = forward
+    put_in_place(module, forward)
     changed.append(module)
     report.swapped.append(Swapped(name, kind))
 
@@ -195,7 +200,7 @@ def _fuse(
     if not chains:
         return
     if forward is not current:
-        module.__dict__["forward"] = forward
+        put_in_place(module, forward)
         changed.append(module)
     keys = list(module._modules)
     for chain in chains:

@@ -433,6 +433,41 @@ def test_copies_are_accelerated_and_stand_alone(
     assert all("forward" in dict(fast.named_modules())[name].__dict__ for name in names)
 
 
+@pytest.mark.parametrize("build", [small_net, lambda: nn.Conv2d(3, 4, 3)])
+def test_a_shallow_copy_runs_itself(build: Callable[[], nn.Module]) -> None:
+    """As torch has it, a copy shares parameters and children until they are exchanged."""
+    torch.manual_seed(0)
+    fast, x = build(), torch.randn(2, 3, 12, 12)
+    fastconv.accelerate(fast)
+    twin = copy.copy(fast)
+    assert torch.equal(twin(x), fast(x))
+    assert "__reduce_ex__" in twin.__dict__
+    expected = fast(x)
+    for name in ("_parameters", "_modules"):
+        twin.__dict__[name] = copy.deepcopy(fast.__dict__[name])
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(fast(x), expected)
+    assert not twin(x).any()
+    del fast
+    assert not copy.copy(twin)(x).any()
+    fastconv.restore(twin)
+    assert not {"forward", "__reduce_ex__"} & {*twin.__dict__}
+    assert not twin(x).any()
+
+
+def test_a_copy_keeps_a_forward_put_over_ours() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    fastconv.accelerate(conv)
+    conv.forward = torch.zeros_like  # type: ignore[assignment]
+    for duplicate in (copy.copy, copy.deepcopy):
+        assert duplicate(conv).forward is torch.zeros_like
+    fastconv.restore(conv)
+    assert conv.__dict__["forward"] is torch.zeros_like
+    assert "__reduce_ex__" not in conv.__dict__
+
+
 @pytest.mark.parametrize("build", INPUTS)
 def test_a_deleted_model_is_freed_at_once(build: Callable[[], nn.Module]) -> None:
     _, fast, x = case(build)

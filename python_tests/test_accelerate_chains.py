@@ -372,6 +372,48 @@ def test_training_runs_normalisation_and_relu_as_one() -> None:
     torch.testing.assert_close(fast(x), before)
 
 
+class Block(nn.Module):
+    """Calls one relu twice: behind a normalisation, and behind a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn(self.conv(x)))
+        return self.relu(y * 0.5 + x)
+
+
+@pytest.mark.parametrize("watched", [None, "bn", "relu"])
+def test_relu_in_place_behind_a_normalisation_outside_of_a_sequential(watched: str | None) -> None:
+    """Its backward pass is the normalisation's; whoever looks sees what torch shows."""
+    model = Block()
+    fast = copy.deepcopy(model)
+    fastconv.accelerate(fast)
+    x = torch.randn(4, 8, 50, 50)
+    seen: list[list[Tensor]] = [[], []]
+    for net, tensors in zip((model, fast), seen, strict=True):
+
+        def look(module: nn.Module, args: Any, y: Tensor, tensors: list[Tensor] = tensors) -> None:
+            tensors.append(y.detach().clone())
+            y.register_hook(lambda grad: tensors.append(grad))
+
+        if watched is not None:
+            getattr(net, watched).register_forward_hook(look)
+    found = [gradients(net, x) for net in (model, fast)]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+    assert [len(tensors) for tensors in seen] == [{None: 0, "bn": 2, "relu": 4}[watched]] * 2
+    for theirs, ours in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    fast.bn.register_forward_hook(lambda module, args, y: None)  # does not count
+    with torch.profiler.profile() as profile:
+        fast(x).sum().backward()
+    calls = {row.key: row.count for row in profile.key_averages()}
+    assert calls["fastconv::_relu_backward"] == (2 if watched == "bn" else 1)
+
+
 def test_normalisation_before_the_convolution() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(True), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     fast = copy.deepcopy(model)

@@ -167,3 +167,127 @@ def test_cuda_tensors_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match=r"relu: expected grad_output of shape \[3, 4\]"):
         OPS._relu_backward(torch.ones(4, 3), torch.ones(3, 4))
+
+
+# --- In place on the result of a batch normalisation ----------------------------------------------
+
+Program = Callable[[Relu, Tensor], Tensor]
+
+
+def normalised(x: Tensor, training: bool = True) -> Tensor:
+    weight, bias = torch.linspace(0.5, 1.5, 3), torch.linspace(-0.2, 0.2, 3)
+    statistics = torch.full((3,), 0.1), torch.full((3,), 1.5)
+    return fastF.batch_norm(
+        x, *(t.to(x.dtype) for t in statistics), weight.to(x.dtype), bias.to(x.dtype), training
+    )
+
+
+def plainly(relu: Relu, x: Tensor) -> Tensor:
+    return relu(normalised(x), True)
+
+
+def with_given_statistics(relu: Relu, x: Tensor) -> Tensor:
+    return relu(normalised(x, False), True)
+
+
+def hooked_afterwards(relu: Relu, x: Tensor) -> Tensor:
+    y = relu(normalised(x), True)
+    y.retain_grad()
+    y.register_hook(torch.cos)
+    return y
+
+
+def read_without_gradient(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    with torch.no_grad():
+        before = y.exp()
+    return relu(y, True) * before
+
+
+def read_before(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    tripled = y * 3
+    return tripled + relu(y, True)
+
+
+def viewed_before(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    rows = y.flatten(1)
+    return relu(y, True) + rows.view_as(y)
+
+
+def hooked_before(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    y.register_hook(torch.cos)
+    return relu(y, True)
+
+
+def node_hooked_before(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    assert y.grad_fn is not None
+    y.grad_fn.register_prehook(lambda grads: (grads[0].cos(),))
+    return relu(y, True)
+
+
+def retained_before(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    y.retain_grad()
+    return relu(y, True)
+
+
+def edge_held_before(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    before = torch.autograd.graph.get_gradient_edge(y)
+    after = relu(y, True)
+    grad = torch.autograd.grad(after.square().sum(), before, retain_graph=True)[0]
+    return after * grad
+
+
+def changed_without_gradient(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    with torch.no_grad():
+        relu(y, True)
+    return y
+
+
+JOINED = [plainly, with_given_statistics, hooked_afterwards, read_without_gradient]
+APART = [read_before, viewed_before, hooked_before, node_hooked_before, retained_before,
+         edge_held_before]  # fmt: skip
+
+
+def is_joined(output: Tensor) -> bool:
+    return output.grad_fn is not None and "BatchNormFunction" in output.grad_fn.name()
+
+
+@pytest.mark.parametrize("program", [*JOINED, *APART, changed_without_gradient])
+def test_behind_a_batch_normalisation(program: Program) -> None:
+    """The bits of torch's relu in place, whoever looked at the tensor in between."""
+    found = []
+    for relu in (fastF.relu, F.relu):
+        x = make_input(4, 3, 20, 30).nan_to_num(1.0).requires_grad_()
+        seen: list[Tensor] = []
+
+        def watched(y: Tensor, inplace: bool, relu: Relu = relu, seen: list = seen) -> Tensor:
+            seen.append(relu(y, inplace))
+            return seen[-1]
+
+        output = program(watched, x)
+        if program is not changed_without_gradient:
+            assert is_joined(seen[-1]) == (relu is fastF.relu and program in JOINED)
+        output.backward(torch.linspace(-1, 1, output.numel()).view_as(output))
+        assert x.grad is not None
+        found.append((output.detach(), x.grad, seen[-1]._version))
+    for mine, theirs in zip(*found, strict=True):
+        assert mine == theirs if isinstance(mine, int) else same_bits(mine, theirs)
+
+
+def test_gradcheck_behind_a_batch_normalisation() -> None:
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64).sin().view(2, 3, 4).requires_grad_()
+
+    def function(x: Tensor) -> Tensor:
+        y = fastF.relu(normalised(x), True)
+        assert is_joined(y)
+        return y
+
+    assert torch.autograd.gradcheck(function, x)
+    assert torch.autograd.gradgradcheck(function, x)

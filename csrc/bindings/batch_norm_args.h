@@ -21,4 +21,9 @@ Tensor torch_batch_norm(const Tensor& input, const BatchNormTensors& tensors, bo
 
 BatchNormShape batch_norm_shape(const Tensor& input);
 
+// For a relu in place on `output`, which is no view: true when fastconv's batch normalisation made
+// it and nothing else refers to its node, whose backward pass then does the relu's as well. That
+// nothing refers to it means that nobody has computed with the values from before the relu.
+bool joins_batch_norm(const Tensor& output);
+
 }  // namespace fastconv::bindings

@@ -75,7 +75,10 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
       output = call_batch_norm_inference(input, tensors, options);
       // Copies: the statistics may move on before the backward pass.
       mean = at::stack({*tensors.running_mean, at::zeros_like(*tensors.running_mean)});
-      invstd = at::rsqrt(*tensors.running_var + options.eps);
+      // In double precision, as the kernels: where a relu follows, both passes must see the same
+      // outputs above zero.
+      const Tensor var = tensors.running_var->to(at::kDouble, false, /*copy=*/true);
+      invstd = at::reciprocal(at::sqrt(var + options.eps)).to(input.scalar_type(), false, true);
     }
     ctx->save_for_backward({input, mean, invstd, or_undefined(weight), or_undefined(bias)});
     ctx->saved_data[kTraining] = training;
@@ -163,6 +166,17 @@ Tensor batch_norm_inference_vmap(const Tensor& input, const Tensor& running_mean
 }
 
 }  // namespace
+
+bool joins_batch_norm(const Tensor& output) {
+  const auto& node = output.grad_fn();
+  auto* const norm = dynamic_cast<torch::autograd::CppNode<BatchNormFunction>*>(node.get());
+  if (norm == nullptr || node.use_count() != 1) return false;
+  if (!norm->pre_hooks().empty() || !norm->post_hooks().empty() ||
+      !norm->tensor_pre_hooks().empty() || !norm->retains_grad_hooks().empty())
+    return false;
+  norm->ctx_.saved_data[kRelu] = true;
+  return true;
+}
 
 TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
   m.impl("batch_norm_training", &batch_norm_training_autograd);

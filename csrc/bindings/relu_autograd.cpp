@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Autograd of relu, out of place and in place. Saved is the output. The backward pass is linear in
-// the gradient and its own adjoint, so differentiation never ends.
+// the gradient and its own adjoint, so differentiation never ends. In place on the result of a
+// batch normalisation, there is no backward pass: the normalisation's does both.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "bindings/batch_norm_args.h"
 #include "bindings/relu_args.h"
 
 namespace fastconv::bindings {
@@ -65,6 +67,9 @@ Tensor relu_autograd(const Tensor& input) {
 // Views and leaves are torch's: it knows what may be done to them.
 void relu_in_place_autograd(const Tensor& input) {
   if (is_for_torch(input) || !differentiates(input) || input.is_view() || input.is_leaf()) {
+    at::relu_(const_cast<Tensor&>(input));
+  } else if (joins_batch_norm(input)) {
+    at::AutoDispatchBelowAutograd counting_the_change;
     at::relu_(const_cast<Tensor&>(input));
   } else {
     ReluFunction::apply(input, true);

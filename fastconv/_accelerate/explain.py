@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from fastconv import runtime
 from fastconv._accelerate.chains import Chain
 from fastconv._accelerate.explanation import Explanation, LayerRow
-from fastconv._accelerate.forwards import is_accelerated, served_as
+from fastconv._accelerate.forwards import is_accelerated, put_in_place, served_as
 from fastconv._accelerate.sequential import SequentialForward
 from fastconv.accelerate import accelerate, restore
 
@@ -186,7 +186,7 @@ def _measured_row(
     ours = torch.nn.Sequential(*(fast.get_submodule(name) for name in unit.names))
     single: tuple[Module, Module] = (theirs, ours)
     if unit.fused:
-        ours.__dict__["forward"] = SequentialForward(ours, True)
+        put_in_place(ours, SequentialForward(ours, True))
     else:  # a layer may take more than one argument
         single = (theirs[0], ours[0])
     calls = [_pass(net, args, kwargs, training) for net in single]

@@ -25,6 +25,7 @@ from fastconv._accelerate.forwards import (
     batch_norm_forward,
     conv2d_forward,
     is_accelerated,
+    put_in_place,
 )
 from fastconv._accelerate.guards import global_hooks_exist, is_plain, runs_on_kernels
 from fastconv.nn import Conv2d
@@ -169,7 +170,7 @@ def _traced_pairs(tracer: fx.Tracer, root: Module) -> list[_Pair] | str:
 def bind(module: Module, pairs: list[_Pair]) -> list[Module]:
     """Puts the folding forwards in place; returns the module, which had none before."""
     for conv, norm in pairs:
-        conv.__dict__["forward"] = FastForward(conv, folding_conv2d_forward)
-        norm.__dict__["forward"] = FastForward(norm, folding_norm_forward)
-    module.__dict__["forward"] = FoldingForward(module, tuple(pairs))
+        put_in_place(conv, FastForward(conv, folding_conv2d_forward))
+        put_in_place(norm, FastForward(norm, folding_norm_forward))
+    put_in_place(module, FoldingForward(module, tuple(pairs)))
     return [module]

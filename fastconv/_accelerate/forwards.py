@@ -4,8 +4,9 @@
 
 The class of a layer never changes, because programs look at it: captum's DeepLift and LRP, FLOP
 counters, quantization and per-sample gradients all search ``type(module)`` in a table. What changes
-is one entry of the instance's ``__dict__``, ``"forward"``, which ``Module.__call__`` finds before
-the class's method. Taking it out restores the layer completely.
+are two entries of the instance's ``__dict__``: ``"forward"``, which ``Module.__call__`` finds
+before the class's method, and ``"__reduce_ex__"``, which ``copy`` and ``pickle`` find, so that a
+copy's forward is bound to the copy. Taking them out restores the layer completely.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ class FastForward:
     """The ``forward`` of one accelerated module: ``what``, a function of this package, with the
     module before the other arguments.
 
-    It refers to the module weakly, so that a deleted model is freed at once; ``deepcopy`` and
-    ``pickle`` bind the copy's forward to the copied module.
+    It refers to the module weakly, so that a deleted model is freed at once.
     """
 
     __slots__ = ("__weakref__", "_module", "_what")
@@ -57,14 +57,23 @@ class FastForward:
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastForward:
+        # Parametrized modules copy their __dict__ entry by entry.
         what = copy.deepcopy(self._what, memo)
         return type(self)(copy.deepcopy(self.module, memo), what)
 
-    def __getstate__(self) -> tuple[Module, Any]:
-        return self.module, self._what
-
-    def __setstate__(self, state: tuple[Module, Any]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def reduce_module(self, protocol: int) -> Any:
+        """The module's ``__reduce_ex__``: what its class's says, but that the copy gets a forward
+        of its own, unless somebody has put another in its place."""
+        module = self.module
+        reduced: Any = type(module).__reduce_ex__(module, protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+            return reduced
+        make, arguments, state, *rest = reduced
+        state = {key: value for key, value in state.items() if key != "__reduce_ex__"}
+        if state.get("forward") is self:
+            del state["forward"]
+            make, arguments = _remade, (type(self), self._what, make, *arguments)
+        return (make, arguments, state, *rest)
 
     def computes(self, function: _Function) -> bool:
         """Whether it is this function that runs."""
@@ -87,6 +96,27 @@ class FastForward:
             "torch.jit.script cannot compile an accelerated model; call fastconv.restore(model) "
             "first (torch.jit.trace, torch.export and torch.compile work)"
         )
+
+
+def _remade(kind: type[FastForward], what: Any, make: _Function, *arguments: Any) -> Module:
+    module: Module = make(*arguments)
+    put_in_place(module, kind(module, what))
+    return module
+
+
+def put_in_place(module: Module, forward: FastForward) -> None:
+    """Makes the module run on this forward, which is its own."""
+    module.__dict__["forward"] = forward
+    module.__dict__["__reduce_ex__"] = forward.reduce_module
+
+
+def take_out(module: Module) -> None:
+    """Undoes :func:`put_in_place`; a forward that somebody else has put over ours stays."""
+    if is_accelerated(module):
+        del module.__dict__["forward"]
+    reduce_module = module.__dict__.get("__reduce_ex__")
+    if isinstance(getattr(reduce_module, "__self__", None), FastForward):
+        del module.__dict__["__reduce_ex__"]
 
 
 def conv2d_forward(module: torch.nn.Conv2d, input: Tensor) -> Tensor:

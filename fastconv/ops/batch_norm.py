@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastconv.ops.fakes import dense_like
+
 _ops = torch.ops.fastconv
 _training = _ops.batch_norm_training.default
 _inference = _ops.batch_norm_inference.default
@@ -70,11 +72,6 @@ def batch_norm(
     return _inference(input, running_mean, running_var, weight, bias, eps, relu)
 
 
-def _like(input: Tensor) -> Tensor:
-    suggested = torch._prims_common.suggest_memory_format(input)
-    return torch.empty_like(input, memory_format=suggested)
-
-
 @torch.library.register_fake("fastconv::batch_norm_training")
 def _batch_norm_training_public_fake(
     input: Tensor,
@@ -86,7 +83,7 @@ def _batch_norm_training_public_fake(
     eps: float,
     relu: bool,
 ) -> Tensor:
-    return _like(input)
+    return dense_like(input)
 
 
 @torch.library.register_fake("fastconv::batch_norm_inference")
@@ -99,7 +96,7 @@ def _batch_norm_inference_fake(
     eps: float,
     relu: bool,
 ) -> Tensor:
-    return _like(input)
+    return dense_like(input)
 
 
 @torch.library.register_fake("fastconv::_batch_norm_training")
@@ -114,7 +111,7 @@ def _batch_norm_training_fake(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = input.shape[1]
-    return _like(input), input.new_empty([2, channels]), input.new_empty([channels])
+    return dense_like(input), input.new_empty([2, channels]), input.new_empty([channels])
 
 
 @torch.library.register_fake("fastconv::_batch_norm_backward")
@@ -130,7 +127,7 @@ def _batch_norm_backward_fake(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return (
-        _like(input) if output_mask[0] else None,
+        dense_like(input) if output_mask[0] else None,
         torch.empty_like(invstd) if output_mask[1] else None,
         torch.empty_like(invstd) if output_mask[2] else None,
     )

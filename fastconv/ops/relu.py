@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastconv.ops.fakes import dense_like
+
 _ops = torch.ops.fastconv
 _relu = _ops.relu.default
 _relu_in_place = _ops.relu_.default
@@ -35,15 +37,10 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     return input
 
 
-def _like(input: Tensor) -> Tensor:
-    suggested = torch._prims_common.suggest_memory_format(input)
-    return torch.empty_like(input, memory_format=suggested)
-
-
 @torch.library.register_fake("fastconv::relu")
 def _relu_fake(input: Tensor) -> Tensor:
     dense = input.is_contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
-    return _like(input) if dense else torch.empty_like(input)
+    return dense_like(input) if dense else torch.empty_like(input)
 
 
 @torch.library.register_fake("fastconv::relu_")
@@ -53,4 +50,4 @@ def _relu_in_place_fake(input: Tensor) -> None:
 
 @torch.library.register_fake("fastconv::_relu_backward")
 def _relu_backward_fake(grad_output: Tensor, output: Tensor) -> Tensor:
-    return _like(output)
+    return dense_like(output)
