@@ -268,13 +268,14 @@ class Backward {
                        plan_.few_rows ? call_.weight_hh : nullptr);
   }
 
-  // The columns of `panels` of the only row of a step times weights as they are.
+  // The columns of `panels` of the only row of a step times weights as they are, back and forth
+  // from one step to the next.
   void multiply_one_row(const LstmPanels& of, LstmRange panels, int64_t step, const float* weights,
                         float* to) {
     const int64_t begin = panels.begin * of.wide, end = std::min(of.columns, panels.end * of.wide);
     if (begin < end)
       kernels_.row_product({s_.gates(), gate_grads(s_.first_row(step)), weights + begin, of.columns,
-                            end - begin, to + begin});
+                            end - begin, to + begin, step % 2 != 0});
   }
 
   void gate_gradients(int64_t step, LstmRange rows, LstmRange units) {

@@ -76,7 +76,9 @@ struct LstmDots {
 
 // One row times a matrix as it is:
 //   to[j] = sum over k < depth of a[k] * b[k * pitch + j], j < columns.
-// Which terms are added first depends on the pitch, so a product may be cut into columns.
+// Which terms are added first depends on the pitch, so a product may be cut into columns, and on
+// `backwards`: from the last row of b to the first, so that of two products in a row the second
+// begins with what the first has left in the caches.
 struct LstmRowProduct {
   int64_t depth;
   const float* a;
@@ -84,6 +86,7 @@ struct LstmRowProduct {
   int64_t pitch;
   int64_t columns;
   float* to;
+  bool backwards;
 };
 
 struct LstmKernels {

@@ -135,47 +135,79 @@ struct CellRuns {
   }
 };
 
-struct CellValues {
-  Simd::Reg i, f, g, o, c, out;
+// Cells of N vectors.
+template <int N>
+struct Cells {
+  Simd::Reg i[N], f[N], g[N], o[N], c[N], out[N];
+
+  // From four pre-activations, lanes of cell k at pre[k], and the states before in `c`.
+  [[gnu::always_inline]] inline void finish(const float* const (&pre)[N]) {
+    const auto load = [&](int gate, Simd::Reg(&to)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int k = 0; k < N; ++k) to[k] = Simd::load(pre[k] + gate * kLanes);
+    };
+    load(0, i);
+    Math::sigmoid(i);
+    load(2, g);
+    Math::tanh(g);
+    load(1, f);
+    Math::sigmoid(f);
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) {
+      c[k] = Simd::fma(f[k], c[k], Simd::mul(i[k], g[k]));
+      out[k] = c[k];
+    }
+    load(3, o);
+    Math::sigmoid(o);
+    Math::tanh(out);
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) out[k] = Simd::mul(o[k], out[k]);
+  }
 };
 
-// Cells of one vector, from the four pre-activations and the states before.
-[[gnu::always_inline]] inline CellValues cell_values(const float* pre, Simd::Reg c_before) {
-  CellValues x;
-  x.i = Math::sigmoid(Simd::load(pre));
-  x.f = Math::sigmoid(Simd::load(pre + kLanes));
-  x.g = Math::tanh(Simd::load(pre + 2 * kLanes));
-  x.o = Math::sigmoid(Simd::load(pre + 3 * kLanes));
-  x.c = Simd::fma(x.f, c_before, Simd::mul(x.i, x.g));
-  x.out = Simd::mul(x.o, Math::tanh(x.c));
-  return x;
-}
-
-// The cell of one row and block.
-[[gnu::always_inline]] inline void finish_cell(const LstmCellTile& t, int64_t row, int64_t unit,
-                                               const Lanes& lanes, const float* pre) {
-  float* c = t.c + row * t.hidden + unit;
-  const CellValues x = cell_values(pre, lanes.load(c));
-  lanes.store(c, x.c);
-  lanes.store(t.out + row * t.out_pitch + unit, x.out);
-  if (t.gates == nullptr) return;
-  float* gates = t.gates + row * kGates * t.hidden + unit;
-  lanes.store(gates, x.i);
-  lanes.store(gates + t.hidden, x.f);
-  lanes.store(gates + 2 * t.hidden, x.g);
-  lanes.store(gates + 3 * t.hidden, x.o);
-  lanes.store(t.cells + row * t.hidden + unit, x.c);
+// Asks for the lines that a tile is going to write, which lie in as many streams as it has rows and
+// gates: the sums hide the time that takes, when they are long.
+template <int Rows, int Blocks>
+[[gnu::always_inline]] inline void prefetch_results(const LstmCellTile& t) {
+  if (t.gates == nullptr || t.x_depth + t.h_depth < kCellTerms) return;
+  for (int64_t row = 0; row < Rows; ++row)
+    for (int64_t unit = 0; unit < Blocks * kLanes; unit += kLanes) {
+      for (int64_t g = 0; g < kGates; ++g)
+        __builtin_prefetch(t.gates + (row * kGates + g) * t.hidden + unit, 1);
+      __builtin_prefetch(t.cells + row * t.hidden + unit, 1);
+      __builtin_prefetch(t.out + row * t.out_pitch + unit, 1);
+    }
 }
 
 template <int Rows, int Blocks>
 void cell_tile(const LstmCellTile& t) {
+  prefetch_results<Rows, Blocks>(t);
   CellRuns<Rows, Blocks, kGates> runs;
   runs.run(t);
-  for (int b = 0; b < Blocks; ++b) {
-    const int64_t unit = b * kLanes;
+  // Cell k is that of row k / Blocks and block k % Blocks.
+  constexpr int kCells = Rows * Blocks;
+  Cells<kCells> cells;
+  const float* pre[kCells];
+#pragma GCC unroll 8
+  for (int k = 0; k < kCells; ++k) {
+    const int64_t unit = k % Blocks * kLanes;
+    pre[k] = runs.sums[k / Blocks] + kGates * unit;
+    cells.c[k] = Lanes(t.units - unit).load(t.c + k / Blocks * t.hidden + unit);
+  }
+  cells.finish(pre);
+#pragma GCC unroll 8
+  for (int k = 0; k < kCells; ++k) {
+    const int64_t row = k / Blocks, unit = k % Blocks * kLanes;
     const Lanes lanes(t.units - unit);
-    for (int i = 0; i < Rows; ++i)
-      finish_cell(t, i, unit, lanes, runs.sums[i] + b * kGates * kLanes);
+    lanes.store(t.c + row * t.hidden + unit, cells.c[k]);
+    lanes.store(t.out + row * t.out_pitch + unit, cells.out[k]);
+    if (t.gates == nullptr) continue;
+    float* gates = t.gates + row * kGates * t.hidden + unit;
+    lanes.store(gates, cells.i[k]);
+    lanes.store(gates + t.hidden, cells.f[k]);
+    lanes.store(gates + 2 * t.hidden, cells.g[k]);
+    lanes.store(gates + 3 * t.hidden, cells.o[k]);
+    lanes.store(t.cells + row * t.hidden + unit, cells.c[k]);
   }
 }
 
@@ -198,21 +230,24 @@ inline void finish_narrow_cells(const LstmCellTile& t, int64_t row, int64_t rows
         pre[g * kLanes + r * kNarrowUnits + u] = sums[r][g * kNarrowUnits + u];
     for (int64_t u = 0; u < t.units; ++u) c[r * kNarrowUnits + u] = t.c[(row + r) * t.hidden + u];
   }
-  const CellValues x = cell_values(pre, Simd::load(c));
+  const float* const from[] = {pre};
+  Cells<1> x;
+  x.c[0] = Simd::load(c);
+  x.finish(from);
   const auto scatter = [&](Simd::Reg values, float* to, int64_t pitch) {
     alignas(64) float lanes[kLanes];
     Simd::store(lanes, values);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t u = 0; u < t.units; ++u) to[(row + r) * pitch + u] = lanes[r * kNarrowUnits + u];
   };
-  scatter(x.c, t.c, t.hidden);
-  scatter(x.out, t.out, t.out_pitch);
+  scatter(x.c[0], t.c, t.hidden);
+  scatter(x.out[0], t.out, t.out_pitch);
   if (t.gates == nullptr) return;
-  scatter(x.i, t.gates, kGates * t.hidden);
-  scatter(x.f, t.gates + t.hidden, kGates * t.hidden);
-  scatter(x.g, t.gates + 2 * t.hidden, kGates * t.hidden);
-  scatter(x.o, t.gates + 3 * t.hidden, kGates * t.hidden);
-  scatter(x.c, t.cells, t.hidden);
+  scatter(x.i[0], t.gates, kGates * t.hidden);
+  scatter(x.f[0], t.gates + t.hidden, kGates * t.hidden);
+  scatter(x.g[0], t.gates + 2 * t.hidden, kGates * t.hidden);
+  scatter(x.o[0], t.gates + 3 * t.hidden, kGates * t.hidden);
+  scatter(x.c[0], t.cells, t.hidden);
 }
 
 template <int Rows>
@@ -307,7 +342,10 @@ void dots(const LstmDots& d) {
 template <int Vectors, int Chains>
 [[gnu::always_inline]] inline void row_product_columns(const LstmRowProduct& p, int64_t column) {
   const Lanes last(p.columns - column - (Vectors - 1) * kLanes);
-  const float* b = p.b + column;
+  const int64_t first = p.backwards ? p.depth - 1 : 0, step = p.backwards ? -1 : 1;
+  const float* a = p.a + first;
+  const float* b = p.b + first * p.pitch + column;
+  const int64_t b_step = step * p.pitch;
   Simd::Reg total[Vectors];
 #pragma GCC unroll 16
   for (int v = 0; v < Vectors; ++v) total[v] = Simd::zero();
@@ -320,8 +358,8 @@ template <int Vectors, int Chains>
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) sums[c][v] = Simd::zero();
     const auto add = [&](int64_t k, Simd::Reg* to) __attribute__((always_inline)) {
-      const Simd::Reg ak = Simd::set1(p.a[k]);
-      const float* row = b + k * p.pitch;
+      const Simd::Reg ak = Simd::set1(a[k * step]);
+      const float* row = b + k * b_step;
 #pragma GCC unroll 16
       for (int v = 0; v + 1 < Vectors; ++v)
         to[v] = Simd::fma(ak, Simd::load(row + v * kLanes), to[v]);
