@@ -21,8 +21,7 @@ namespace {
 using testing::Floats;
 using testing::Numbers;
 
-// --- Shapes
-// ---------------------------------------------------------------------------------------
+// --- Shapes --------------------------------------------------------------------------------------
 
 struct Window {
   int64_t kernel;
@@ -125,8 +124,7 @@ std::string describe(const Conv2dShape& s) {
   return "shape (n c h w o kh kw sh sw ph pw dh dw g) " + text;
 }
 
-// --- Operands
-// -------------------------------------------------------------------------------------
+// --- Operands ------------------------------------------------------------------------------------
 
 enum class Layout { kContiguous, kChannelsLast, kRowsApart };
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kRowsApart};
@@ -222,8 +220,7 @@ Expected by_definition(const Conv2dShape& s, const std::vector<double>& input,
   return e;
 }
 
-// --- Checks
-// ---------------------------------------------------------------------------------------
+// --- Checks --------------------------------------------------------------------------------------
 
 bool equal(const std::vector<double>& result, const std::vector<double>& expected) {
   return result == expected;  // false where a NaN is left

@@ -17,8 +17,7 @@ using testing::Numbers;
 
 constexpr float kGuard = 12345.0f;
 
-// --- pack_panel
-// -----------------------------------------------------------------------------------
+// --- pack_panel ----------------------------------------------------------------------------------
 
 enum class Layout { kRows, kChannelsLast, kColumns };
 
@@ -141,8 +140,7 @@ void check_packing(const Conv2dKernels& kernels, Numbers& numbers) {
   check_pack(kernels, {Layout::kRows, 2, 5, 0, 2, {0}, {0, 1}, {{9, nullptr, 0, -1}}}, numbers);
 }
 
-// --- copy_block
-// -----------------------------------------------------------------------------------
+// --- copy_block ----------------------------------------------------------------------------------
 
 // Element distances of (channel, pixel): pixels contiguous, channels contiguous, or neither.
 void block_strides(int kind, int64_t channels, int64_t pixels, int64_t gap, int64_t* channel,
@@ -193,8 +191,7 @@ void check_copies(const Conv2dKernels& kernels, Numbers& numbers) {
         for (int to = 0; to < 3; ++to) check_copy(kernels, channels, pixels, from, to, numbers);
 }
 
-// --- copy_pieces
-// ----------------------------------------------------------------------------------
+// --- copy_pieces ---------------------------------------------------------------------------------
 
 void check_pieces(const Conv2dKernels& kernels, int64_t lanes, int64_t channels, Numbers& numbers) {
   constexpr int64_t kPieces = 5;
@@ -217,8 +214,7 @@ void check_pieces(const Conv2dKernels& kernels, int64_t lanes, int64_t channels,
   CHECK_WITH(equal, "pieces of " + std::to_string(channels) + " channels");
 }
 
-// --- direct tiles
-// ---------------------------------------------------------------------------------
+// --- direct tiles --------------------------------------------------------------------------------
 
 struct DirectCase {
   const DirectFamily* family;
@@ -285,8 +281,7 @@ void check_direct_family(const DirectFamily& family, const GemmFamily& same_size
         check_direct({&family, rows, lanes, depth, round % 2 == 0, round % 4 >= 2}, numbers);
 }
 
-// --- channel tiles
-// --------------------------------------------------------------------------------
+// --- channel tiles -------------------------------------------------------------------------------
 
 // Distances that a strip of input would give: up to `reach` floats.
 std::vector<int64_t> make_offsets(int64_t depth, int64_t reach, Numbers& numbers) {
@@ -351,8 +346,7 @@ void check_channel_family(const ChannelFamily& family, int64_t lanes, Numbers& n
         check_channel_tile(family, lines, lanes, depth, numbers);
 }
 
-// --- tiles of the weight gradient
-// -----------------------------------------------------------------
+// --- tiles of the weight gradient ----------------------------------------------------------------
 
 void check_weight_tile(const WeightFamily& family, int64_t lines, int64_t lanes, Numbers& numbers) {
   const int64_t channels = family.vectors * lanes;

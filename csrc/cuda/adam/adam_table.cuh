@@ -101,8 +101,7 @@ using AdamLargeTable = AdamTable<Real, 420, 16>;
 static_assert(sizeof(AdamSmallTable<double>) <= kAdamSmallArgumentBytes - sizeof(AdamNorm));
 static_assert(sizeof(AdamLargeTable<double>) <= kAdamMaxArgumentBytes - sizeof(AdamNorm));
 
-// --- Host: from the list to tables
-// ----------------------------------------------------------------
+// --- Host: from the list to tables ---------------------------------------------------------------
 
 template <class Real>
 AdamRates<Real> adam_rates(const AdamGroup& g) {
@@ -208,8 +207,7 @@ inline int64_t adam_elements(const AdamStep& step) {
   return elements;
 }
 
-// --- Device: what a block works on
-// ----------------------------------------------------------------
+// --- Device: what a block works on ---------------------------------------------------------------
 
 // Elements begin .. end of a tensor, of which vector_begin .. vector_end come in whole vectors.
 struct AdamChunk {

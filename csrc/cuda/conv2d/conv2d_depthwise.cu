@@ -198,8 +198,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       from_float<T>(sum);
 }
 
-// --- Choices, on the host
-// --------------------------------------------------------------------------
+// --- Choices, on the host ------------------------------------------------------------------------
 
 DepthwiseParams base_params(const Conv2dShape& s) {
   DepthwiseParams p{};

@@ -152,8 +152,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, K == 7 ? 1 : 2)
   if (p.bias_from >= 0) store_sum(p, share, bias, p.bias_from, 1, parts);
 }
 
-// --- Choices, on the host
-// --------------------------------------------------------------------------
+// --- Choices, on the host ------------------------------------------------------------------------
 
 bool lanes_are_channels(const Conv2dGradWeight& call) {
   return call.grad_output_strides.channel < call.grad_output_strides.column;

@@ -85,8 +85,7 @@ __host__ __device__ constexpr int float_rest_offset(int pixel, int first, int ro
   return (pixel * row_vectors + first / 32 * 8) * kVectorBytes;
 }
 
-// --- Which row of shared memory a lane names to ldmatrix
-// -------------------------------------------
+// --- Which row of shared memory a lane names to ldmatrix -----------------------------------------
 
 struct LaneRow {
   int row;     // of the operand, within 16
@@ -114,8 +113,7 @@ __host__ __device__ constexpr LaneRow b_transposed_lane_row(int lane) {
   return {lane % 16, lane / 16};
 }
 
-// --- Proofs
-// ----------------------------------------------------------------------------------------
+// --- Proofs --------------------------------------------------------------------------------------
 
 namespace proofs {
 

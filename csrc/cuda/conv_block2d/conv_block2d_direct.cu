@@ -337,8 +337,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) conv_block2d_direct_kernel(con
   }
 }
 
-// --- Choices, on the host
-// --------------------------------------------------------------------------
+// --- Choices, on the host ------------------------------------------------------------------------
 
 struct DirectPlan {
   DirectParams params;

@@ -180,8 +180,7 @@ __global__ void __launch_bounds__(256)
   sums[at] = part;
 }
 
-// --- Choices, on the host
-// --------------------------------------------------------------------------
+// --- Choices, on the host ------------------------------------------------------------------------
 
 struct GradWeightPlan {
   GradWeightParams params;
