@@ -11,11 +11,13 @@ from cuda_shim import CudaShim, Memory
 from reference import ConvResults, ConvTensors
 from torch import Tensor
 
-# In the order of the enums in csrc/cuda/conv2d/conv2d.h and csrc/common/activation.h.
+# In the order of the enums in csrc/cuda/conv2d/conv2d.h, csrc/common/activation.h and
+# csrc/cuda/common/block_pool.h.
 ELEMENTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALGORITHMS = ("general", "implicit_gemm", "depthwise", "direct")
 MATHS = ("bfloat16", "float16", "tf32", "tf32x3")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid", "tanh")
+POOLS = ("none", "max", "avg")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Request:
     allow_tf32: bool = False
     activation: str = "none"
     negative_slope: float = 0.01
+    pool: str = "none"  # of the forward pass
+    window: tuple[int, int] = (1, 1)
     multiprocessors: int = 4
     compute_capability: int = 80
     flush: str = "end"
@@ -72,6 +76,8 @@ def _numbers(case: Conv2dCase, request: Request, dtype: torch.dtype, *tensors: T
         request.tile,
         request.splits,
         ACTIVATIONS.index(request.activation),
+        POOLS.index(request.pool),
+        *request.window,
         request.compute_capability,
         request.multiprocessors,
     ]
@@ -86,14 +92,28 @@ def _result(memory: Memory, like: Tensor, sizes: list[int], name: str) -> Tensor
 def forward(
     shim: CudaShim, case: Conv2dCase, t: ConvTensors, request: Request
 ) -> tuple[Tensor, Plan]:
+    output, _, plan = pooled_forward(shim, case, t, request, with_offsets=False)
+    return output, plan
+
+
+def pooled_forward(
+    shim: CudaShim, case: Conv2dCase, t: ConvTensors, request: Request, *, with_offsets: bool
+) -> tuple[Tensor, Tensor | None, Plan]:
     plan = torch.zeros(5, dtype=torch.int64)
+    *planes, height, width = case.output_shape
+    sizes = [*planes, height // request.window[0], width // request.window[1]]
     with shim.memory(request.flush) as memory:
         x, w = memory.copy(t.input, "input"), memory.copy(t.weight, "weight")
         b = None if t.bias is None else memory.copy(t.bias.contiguous(), "bias", alignment=4)
-        y = _result(memory, t.input, case.output_shape, "output")
+        y = _result(memory, t.input, sizes, "output")
+        offsets = None
+        if with_offsets:
+            offsets = memory.empty(
+                sizes, torch.uint8, "offsets", channels_last=is_channels_last(t.input)
+            )
         numbers = _numbers(case, request, t.input.dtype, x, w, y)
-        shim.call("conv2d_forward", numbers, plan, x, w, b, y, request.negative_slope)
-        return y.clone(), Plan.of(plan)
+        shim.call("conv2d_forward", numbers, plan, x, w, b, y, offsets, request.negative_slope)
+        return y.clone(), None if offsets is None else offsets.clone(), Plan.of(plan)
 
 
 def grad_input(

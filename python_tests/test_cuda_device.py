@@ -131,6 +131,23 @@ def test_conv_block2d(dtype: torch.dtype, activation: str, pool: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("window", [2, 3, (2, 1)], ids=str)
+def test_conv_block2d_of_many_channels(
+    dtype: torch.dtype, channels_last: bool, window: int | tuple[int, int]
+) -> None:
+    """Without a graph tensor cores pool where they can: the bits of the separate operators."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, w, b = draw(2, 16, 19, 21), draw(40, 16, 3, 3, seed=1), draw(40, seed=2)
+    x, w, b = (t.to(DEVICE, dtype) for t in (x.contiguous(memory_format=layout), w, b))
+    for name in ("max", "avg"):
+        pool = getattr(F, f"{name}_pool2d")
+        separate = pool(F.conv_block2d(x, w, b, activation="relu"), window)
+        fused = F.conv_block2d(x, w, b, activation="relu", pool=name, pool_size=window)
+        assert torch.equal(fused, separate)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(

@@ -54,12 +54,9 @@ void run_call(CudaCall& cuda_call, Call& call, cuda::Conv2dPlan (*plan)(const Ca
 }
 
 Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
-                  const Conv2dOptions& options, Activation activation, double negative_slope) {
+                  const Conv2dOptions& options, const Conv2dEpilogue& epilogue) {
   const Conv2dShape shape = parse_conv2d_args(input, weight, bias, options);
   CudaCall cuda_call("conv2d", {{"input", input}, {"weight", weight}, {"bias", bias}});
-  Tensor output = empty_output({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
-                               input.options(), conv2d_memory_format(input, weight));
-  if (output.numel() == 0) return output;
   const Tensor b = bias.defined() ? bias.contiguous() : bias;
   auto call = start_call<cuda::Conv2dForward>(shape, input, cuda_call);
   call.input = input.const_data_ptr();
@@ -67,10 +64,16 @@ Tensor forward_4d(const Tensor& input, const Tensor& weight, const Tensor& bias,
   call.weight = weight.const_data_ptr();
   call.weight_strides = strides_of(weight);
   call.bias = b.defined() ? b.const_data_ptr() : nullptr;
+  call.activation = epilogue.activation;
+  call.negative_slope = static_cast<float>(epilogue.negative_slope);
+  call.pool = epilogue.pool;
+  if (!cuda::conv2d_pools(call)) return Tensor();
+  Tensor output =
+      empty_output({shape.batch, shape.out_channels, call.pooled_height(), call.pooled_width()},
+                   input.options(), conv2d_memory_format(input, weight));
+  if (output.numel() == 0) return output;
   call.output = output.mutable_data_ptr();
   call.output_strides = strides_of(output);
-  call.activation = activation;
-  call.negative_slope = static_cast<float>(negative_slope);
   run_call(cuda_call, call, cuda::plan_conv2d_forward, cuda::launch_conv2d_forward);
   return output;
 }
@@ -134,8 +137,8 @@ Tensor3 backward_4d(const Tensor& grad_output, const Tensor& input, const Tensor
 Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                    int64_t groups) {
-  return conv2d_activated_cuda(input, weight, bias, {stride, padding, dilation, groups},
-                               Activation::kNone, 0.0);
+  return conv2d_fused_cuda(input, weight, bias, {stride, padding, dilation, groups},
+                           {Activation::kNone, 0.0, {cuda::BlockPool::kNone, 0, 0}});
 }
 
 Tensor3 conv2d_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -150,13 +153,11 @@ Tensor3 conv2d_backward_cuda(const Tensor& grad_output, const Tensor& input, con
 
 }  // namespace
 
-Tensor conv2d_activated_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                             const Conv2dOptions& options, Activation activation,
-                             double negative_slope) {
+Tensor conv2d_fused_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const Conv2dOptions& options, const Conv2dEpilogue& epilogue) {
   const Tensor b = bias.value_or(Tensor());
-  return conv2d_of_rank(input, [&](const Tensor& x) {
-    return forward_4d(x, weight, b, options, activation, negative_slope);
-  });
+  return conv2d_of_rank(
+      input, [&](const Tensor& x) { return forward_4d(x, weight, b, options, epilogue); });
 }
 
 TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {

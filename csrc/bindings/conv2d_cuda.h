@@ -4,13 +4,20 @@
 
 #include "bindings/ops.h"
 #include "common/activation.h"
+#include "cuda/conv2d/conv2d.h"
 
 namespace fastconv::bindings {
 
-// activation(conv2d(input, weight, bias)) without a graph, the activation applied to the sums
-// before they are stored. Checks its arguments as conv2d. float64 has its slope rounded to float32.
-Tensor conv2d_activated_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                             const Conv2dOptions& options, Activation activation,
-                             double negative_slope);
+// What is done to the sums before they are stored. float64 has its slope rounded to float32.
+struct Conv2dEpilogue {
+  Activation activation;
+  double negative_slope;
+  cuda::Conv2dPool pool;
+};
+
+// pool(activation(conv2d(input, weight, bias))) without a graph. Checks its arguments as conv2d. An
+// undefined tensor where the kernels cannot pool this call (cuda::conv2d_pools).
+Tensor conv2d_fused_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const Conv2dOptions& options, const Conv2dEpilogue& epilogue);
 
 }  // namespace fastconv::bindings

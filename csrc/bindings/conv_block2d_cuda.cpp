@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // fastconv::conv_block2d and its halves on CUDA tensors: check, allocate, launch the kernels. What
-// they do not serve, layers of many channels above all, is the convolution with bias and activation
-// in its epilogue and a pooling kernel; with a graph, the composed operators and their nodes.
+// they do not serve, layers of many channels above all, is the convolution with bias, activation
+// and, where it can, pooling in its epilogue; with a graph, the composed operators and their nodes.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -21,13 +21,17 @@ const float* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
+cuda::BlockPool block_pool(PoolKind pool) {
+  static_assert(static_cast<int>(PoolKind::kMax) == static_cast<int>(cuda::BlockPool::kMax) &&
+                static_cast<int>(PoolKind::kAvg) == static_cast<int>(cuda::BlockPool::kAvg));
+  return static_cast<cuda::BlockPool>(pool);
+}
+
 // The fused call's sizes; throws where it has none.
 cuda::ConvBlock2dShape parse_shape(const Tensor& input, const Tensor& weight, const Tensor& bias,
                                    const ConvBlock2dOptions& o) {
-  static_assert(static_cast<int>(PoolKind::kMax) == static_cast<int>(cuda::BlockPool::kMax) &&
-                static_cast<int>(PoolKind::kAvg) == static_cast<int>(cuda::BlockPool::kAvg));
   return {parse_fused_args(input, weight, bias, o), o.activation,
-          static_cast<float>(o.negative_slope), static_cast<cuda::BlockPool>(o.pool)};
+          static_cast<float>(o.negative_slope), block_pool(o.pool)};
 }
 
 // `offsets` may be undefined: an inference pass records none.
@@ -54,6 +58,22 @@ Tensor run_forward(const cuda::ConvBlock2dShape& shape, const Tensor& input, con
   return output;
 }
 
+// Activation, pooling and their convolution in one kernel if there is one, else in two.
+Tensor run_epilogue(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                    const ConvBlock2dOptions& o) {
+  constexpr cuda::Conv2dPool kNoPool = {cuda::BlockPool::kNone, 0, 0};
+  const bool side_by_side =
+      o.pool_size.size() == 2 && (o.pool_stride.empty() || o.pool_stride == o.pool_size);
+  if (o.pool != PoolKind::kNone && side_by_side && input.dim() == 4) {
+    const Tensor pooled = conv2d_fused_cuda(
+        input, weight, bias, o.conv,
+        {o.activation, o.negative_slope, {block_pool(o.pool), o.pool_size[0], o.pool_size[1]}});
+    if (pooled.defined()) return pooled;
+  }
+  return pooled_block2d(
+      conv2d_fused_cuda(input, weight, bias, o.conv, {o.activation, o.negative_slope, kNoPool}), o);
+}
+
 Tensor conv_block2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                          int64_t groups, std::string_view activation, double negative_slope,
@@ -65,9 +85,7 @@ Tensor conv_block2d_cuda(const Tensor& input, const Tensor& weight, const Option
     // The launchers carry a leaky ReLU's slope as float32.
     if (input.scalar_type() == at::kDouble)
       return composed_block2d(input, weight, bias, options, /*on_torch=*/false);
-    return pooled_block2d(conv2d_activated_cuda(input, weight, bias, options.conv,
-                                                options.activation, options.negative_slope),
-                          options);
+    return run_epilogue(input, weight, bias, options);
   }
   const Tensor b = bias.value_or(Tensor());
   return run_forward(parse_shape(input, weight, b, options), input, weight, b, Tensor());

@@ -18,8 +18,7 @@ namespace {
 
 using namespace fastconv::cuda;
 
-// --- Host code
-// ------------------------------------------------------------------------------------
+// --- Host code -----------------------------------------------------------------------------------
 
 std::string text_of(const AxisShape& s) {
   std::string text = "input " + std::to_string(s.input) + " kernel " + std::to_string(s.kernel);
@@ -90,6 +89,14 @@ void test_axes_refuse_what_they_cannot_count() {
   CHECK(!forward_axis({int64_t{1} << 31, int64_t{1} << 31, 1, 1, 0, 1}).possible);
   CHECK(!forward_axis({9, 3, 3, 1, int64_t{1} << 40, 1}).possible);
   CHECK(!grad_input_axis({100, 5, 3, kMaxPhases + 1, 0, 1}).possible);
+}
+
+void test_axes_of_windows() {
+  const AxisShape seven = {7, 7, 3, 1, 1, 1};
+  CHECK(forward_axis(seven, 0).phases[0].axis.size == 7);
+  CHECK(forward_axis(seven, 1).phases[0].axis.size == 3);  // the last pixel is left out
+  CHECK(forward_axis(seven, 2).phases[0].axis.size == 1);
+  CHECK(!forward_axis(seven, 3).possible);  // no whole window
 }
 
 void test_choice_of_the_tile() {
@@ -173,8 +180,38 @@ void test_choice_of_the_direct_kernels() {
   CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
 }
 
-// --- Kernels
-// --------------------------------------------------------------------------------------
+void test_choice_of_the_pooling_epilogue() {
+  Conv2dForward call = plain_call(64, 64, 56, 3);
+  call.output_strides = contiguous_strides(64, 28, 28);
+  const auto pools = [&](BlockPool kind, int64_t height, int64_t width) {
+    call.pool = {kind, height, width};
+    return conv2d_pools(call);
+  };
+  CHECK(pools(BlockPool::kNone, 0, 0));
+  CHECK(pools(BlockPool::kMax, 2, 2));
+  CHECK(pools(BlockPool::kAvg, 4, 4));
+  CHECK(pools(BlockPool::kMax, 1, 16));
+  CHECK(!pools(BlockPool::kMax, 3, 3));   // no power of two
+  CHECK(!pools(BlockPool::kMax, 4, 8));   // more than a strip
+  CHECK(!pools(BlockPool::kMax, 1, 32));  //
+  CHECK(!pools(BlockPool::kMax, int64_t{1} << 33, 1));
+  call.shape.out_height = 3;
+  CHECK(!pools(BlockPool::kMax, 4, 1));  // no whole window
+  call = plain_call(64, 4, 56, 3);       // columns of the product mostly empty
+  CHECK(!pools(BlockPool::kMax, 2, 2));
+  call = plain_call(64, 64, 56, 3);
+  call.device.compute_capability = 75;
+  CHECK(!pools(BlockPool::kMax, 2, 2));
+  call.device.compute_capability = 90;
+  call.element = Conv2dElement::kFloat64;
+  CHECK(!pools(BlockPool::kMax, 2, 2));
+  call.element = Conv2dElement::kFloat32;
+  call.shape.batch = int64_t{1} << 20;  // 2^31.6 pixels
+  CHECK(!pools(BlockPool::kMax, 2, 2));
+  CHECK(pools(BlockPool::kNone, 0, 0));
+}
+
+// --- Kernels -------------------------------------------------------------------------------------
 
 // Few threads: ThreadSanitizer takes its time over each.
 constexpr Conv2dShape kGrouped = {2, 12, 5, 6, 10, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
@@ -285,8 +322,49 @@ void test_kernels(const Conv2dShape& s, Conv2dAlgorithm algorithm, bool allow_tf
   check_equal(bias, expected_bias);
 }
 
+// 2 x 2 windows over 5 x 7 pixels: the last row and column are left out.
+void test_pooling_epilogue() {
+  constexpr Conv2dShape s = {1, 4, 5, 7, 9, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1, 1};
+  const Operands t(s);
+  std::vector<float> full(static_cast<size_t>(s.out_channels * s.out_pixels()));
+  cpu::conv2d_forward_reference(s, t.input.data(), t.input_strides, t.weight.data(), t.bias.data(),
+                                full.data(), t.output_strides);
+  std::vector<float> expected;
+  std::vector<uint8_t> winners;
+  for (int64_t at = 0; at < s.out_channels * 6; ++at) {
+    const int64_t first = at / 6 * s.out_pixels() + at / 3 % 2 * 2 * s.out_width + at % 3 * 2;
+    uint8_t winner = 0;
+    const auto tap = [&](int i) {
+      return full[static_cast<size_t>(first + i / 2 * s.out_width + i % 2)];
+    };
+    for (uint8_t i = 1; i < 4; ++i)
+      if (tap(i) > tap(winner)) winner = i;
+    expected.push_back(tap(winner));
+    winners.push_back(winner);
+  }
+  std::vector<float> result(expected.size(), NAN);
+  std::vector<uint8_t> offsets(expected.size(), 255);
+  Conv2dForward call{};
+  call.input = t.input.data();
+  call.input_strides = t.input_strides;
+  call.weight = t.weight.data();
+  call.weight_strides = t.weight_strides;
+  call.bias = t.bias.data();
+  call.output = result.data();
+  call.output_strides = contiguous_strides(s.out_channels, 2, 3);
+  call.pool = {BlockPool::kMax, 2, 2};
+  call.offsets = offsets.data();
+  run(
+      s, call,
+      [](const auto& c) { return plan_conv2d_forward_as(c, Conv2dAlgorithm::kImplicitGemm, -1); },
+      launch_conv2d_forward);
+  check_equal(result, expected);
+  CHECK(offsets == winners);
+}
+
 void test_kernels_under_every_schedule() {
   for_each_schedule([] {
+    test_pooling_epilogue();
     test_kernels(kGrouped, Conv2dAlgorithm::kImplicitGemm, true);
     test_kernels(kFewChannels, Conv2dAlgorithm::kDirect, true);
   });
@@ -302,9 +380,11 @@ int main() {
   using namespace fastconv::testing;
   test_axes();
   test_axes_refuse_what_they_cannot_count();
+  test_axes_of_windows();
   test_choice_of_the_tile();
   test_choice_of_the_splits();
   test_choice_of_the_direct_kernels();
+  test_choice_of_the_pooling_epilogue();
   test_huge_calls_are_planned();
   test_kernels_under_every_schedule();
   return report();

@@ -107,7 +107,12 @@ Conv2dPlan plan_conv2d_grad_weight_as(const Conv2dGradWeight& call, Conv2dAlgori
 }
 
 Conv2dPlan plan_conv2d_forward(const Conv2dForward& call) {
-  return plan_conv2d_forward_as(call, choose_algorithm(call, conv2d_direct_applies(call)), -1);
+  return plan_conv2d_forward_as(
+      call, choose_algorithm(call, !call.pools() && conv2d_direct_applies(call)), -1);
+}
+
+bool conv2d_pools(const Conv2dForward& call) {
+  return !call.pools() || plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm;
 }
 
 Conv2dPlan plan_conv2d_grad_input(const Conv2dGradInput& call) {
@@ -124,6 +129,8 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
 }
 
 cudaError_t launch_conv2d_forward(const Conv2dForward& call, cudaStream_t stream) {
+  if (call.pools() && call.plan.algorithm != Conv2dAlgorithm::kImplicitGemm)
+    return cudaErrorInvalidValue;
   switch (call.plan.algorithm) {
     case Conv2dAlgorithm::kImplicitGemm:
       return launch_conv2d_forward_implicit(call, stream);

@@ -4,6 +4,8 @@
 //   output[n, o, i, j] = activation(bias[o] + sum_{c, r, q} weight[o, c, r, q] *
 //                        input[n, c, i * stride - padding + r * dilation, j * ... + q * dilation])
 //
+// The forward pass may pool these values before it stores them, if conv2d_pools says so.
+//
 // A call is filled in but for its plan and workspace, planned by plan_conv2d_*, given a workspace
 // of plan.workspace_bytes (256-byte aligned, uninitialised) and launched. Tensors of one call share
 // an element type and may have any strides; bias and its gradient are contiguous. No pointer may
@@ -22,6 +24,7 @@
 
 #include "common/activation.h"
 #include "common/shapes.h"
+#include "cuda/common/block_pool.h"
 #include "cuda/common/device.h"
 
 namespace fastconv::cuda {
@@ -56,16 +59,33 @@ struct Conv2dCall {
   void* workspace;
 };
 
+// Pooling of the output in windows side by side: as far apart as they are large, from the first
+// pixel on; what is left behind the last whole window is not computed. The result is that of
+// pool2d.h on the output in the call's element type, to the bit.
+struct Conv2dPool {
+  BlockPool kind;  // kNone: height and width are not read
+  int64_t height;
+  int64_t width;
+};
+
 struct Conv2dForward : Conv2dCall {
   const void* input;
   Strides4 input_strides;
   const void* weight;  // [out_channels, in_channels / groups, kh, kw]
   Strides4 weight_strides;
   const void* bias;  // [out_channels] or nullptr
-  void* output;
+  void* output;      // of pooled pixels where the call pools
   Strides4 output_strides;
   Activation activation;
   float negative_slope;  // of the leaky ReLU
+  Conv2dPool pool;
+  uint8_t* offsets;  // the tap that won at output[i] goes to offsets[i]; nullptr: not recorded
+
+  bool pools() const { return pool.kind != BlockPool::kNone; }
+  int64_t pooled_height() const {
+    return pools() ? shape.out_height / pool.height : shape.out_height;
+  }
+  int64_t pooled_width() const { return pools() ? shape.out_width / pool.width : shape.out_width; }
 };
 
 struct Conv2dGradInput : Conv2dCall {
@@ -86,6 +106,12 @@ struct Conv2dGradWeight : Conv2dCall {
   Strides4 grad_weight_strides;
   void* grad_bias;  // [out_channels] or nullptr
 };
+
+// True for the calls without pooling, and for those whose pooling the forward kernel does itself:
+// where tensor cores serve the convolution and the taps of a window are a power of two, at most 16.
+// Reads what a plan does, but not the output. Precondition of planning and launching a forward
+// pass.
+bool conv2d_pools(const Conv2dForward& call);
 
 // Plans depend on shape, strides, alignment, element type and device, not on what is in memory.
 Conv2dPlan plan_conv2d_forward(const Conv2dForward& call);

@@ -45,16 +45,18 @@ inline bool axis_fits(const AxisShape& s) {
          s.kernel * s.dilation < kLargest;
 }
 
-inline AxisPhases forward_axis(const AxisShape& s) {
+// Positions of the result are windows of 1 << log_window: the whole ones that the output holds.
+inline AxisPhases forward_axis(const AxisShape& s, int32_t log_window = 0) {
   AxisPhases axis{};
-  if (!axis_fits(s) || s.kernel > kMaxGemmTapsSide) return axis;
+  const int64_t positions = s.output >> log_window;
+  if (!axis_fits(s) || s.kernel > kMaxGemmTapsSide || positions == 0) return axis;
   axis.possible = true;
   axis.source_step = static_cast<int32_t>(s.stride);
   axis.dest_step = 1;
   axis.tap_step = static_cast<int32_t>(s.dilation);
   axis.kernel_step = 1;
   axis.count = 1;
-  axis.phases[0] = {{static_cast<int32_t>(s.output), static_cast<int32_t>(s.kernel),
+  axis.phases[0] = {{static_cast<int32_t>(positions), static_cast<int32_t>(s.kernel),
                      static_cast<int32_t>(-s.padding), 0},
                     0};
   return axis;

@@ -10,21 +10,14 @@
 // out once; per stage there is one division by constants to find (tap, channel) and a test of two
 // bits. Vectors outside are filled with zeros by the copy itself.
 //
-// The result passes through shared memory, 16 rows of a warp at a time, so that global stores are
-// 16 bytes along the channels (channels-last results, which are written as such and never copied)
-// or, for other layouts, neighbouring pixels. NCHW results are written here, not transposed by a
-// further kernel as NCHW inputs are: a store of a warp is then two runs of 16 pixels, whole sectors
-// but for the ends, and every byte is written once. A transposition would store a quarter of the
-// instructions here, or an eighth in 16 bits, but write, read and write the result: three times the
-// bytes, and one more launch. The input is different because each pixel is read kernel_height *
-// kernel_width times.
+// The result passes through shared memory: conv2d_epilogue.cuh.
 #pragma once
 
-#include "cuda/common/activation.cuh"
 #include "cuda/common/launch.h"
-#include "cuda/common/vector.cuh"
+#include "cuda/conv2d/conv2d_epilogue.cuh"
 #include "cuda/conv2d/conv2d_gemm.h"
 #include "cuda/conv2d/conv2d_math.cuh"
+#include "cuda/conv2d/conv2d_pixels.cuh"
 #include "cuda/conv2d/conv2d_tiles.h"
 
 namespace fastconv::cuda {
@@ -67,32 +60,17 @@ __device__ inline uint32_t taps_inside(int32_t first, int32_t step, int32_t taps
   return mask;
 }
 
-// The pixel that row `m` of the result stands for.
-struct GemmPixel {
-  int32_t image;
-  int32_t row;
-  int32_t column;
-};
-
-__device__ inline GemmPixel pixel_of(const GemmPhase& phase, int32_t m) {
-  GemmPixel p;
-  int32_t rest;
-  p.image = phase.pixels_divisor.divmod(m, rest);
-  p.row = phase.columns_divisor.divmod(rest, p.column);
-  return p;
-}
-
 template <int Rows>
 __device__ void find_source_rows(SourceRows<Rows>& rows, const ConvGemm& g, const GemmPhase& phase,
                                  int64_t first_row, int rows_per_pass) {
-  const int64_t end = static_cast<int64_t>(g.batch) * phase.rows.size * phase.columns.size;
+  const int64_t end = g.rows(phase);
 #pragma unroll
   for (int i = 0; i < Rows; ++i) {
     const int64_t m = first_row + i * rows_per_pass;
     rows.offset[i] = 0;
     rows.taps[i] = 0;
     if (m >= end) continue;
-    const GemmPixel p = pixel_of(phase, static_cast<int32_t>(m));
+    const GemmPixel p = pixel_of(g.window, phase, static_cast<int32_t>(m));
     const int32_t row = p.row * g.source_step_row + phase.rows.first;
     const int32_t column = p.column * g.source_step_column + phase.columns.first;
     rows.offset[i] = p.image * g.source_strides.batch + row * g.source_strides.row +
@@ -188,101 +166,6 @@ __device__ void multiply_stage(TileSums<Tile>& sums, const unsigned char* a, con
   }
 }
 
-// Where the warp's rows of the result go.
-struct DestRows {
-  int64_t first_row;  // of the strip of 16
-  int64_t end;        // rows of the whole result
-  int first_channel;  // of the warp, in the group
-  int group;
-};
-
-template <typename T>
-__device__ T* dest_pixel(const ConvGemm& g, const GemmPhase& phase, const DestRows& at, int row) {
-  const GemmPixel p = pixel_of(phase, static_cast<int32_t>(at.first_row + row));
-  return static_cast<T*>(g.dest) + p.image * g.dest_strides.batch +
-         (p.row * g.dest_step_row + phase.rows.dest_first) * g.dest_strides.row +
-         (p.column * g.dest_step_column + phase.columns.dest_first) * g.dest_strides.column +
-         static_cast<int64_t>(at.group * g.channels) * g.dest_strides.channel;
-}
-
-// Bias and activation on Count channels of one pixel, from `channel` of the group on.
-template <typename T, int Count>
-__device__ void finish(float (&x)[Count], const ConvGemm& g, const DestRows& at, int channel) {
-  if (g.bias != nullptr) {
-    const T* bias = static_cast<const T*>(g.bias) + at.group * g.channels + channel;
-#pragma unroll
-    for (int i = 0; i < Count; ++i)
-      if (channel + i < g.channels) x[i] += to_float(bias[i]);
-  }
-  activate(x, g.activation, g.negative_slope);
-}
-
-// Stores the warp's staged strip of 16 rows, 16 bytes along the channels.
-template <typename T, class Tile>
-__device__ void store_vectors(const float* staged, const ConvGemm& g, const GemmPhase& phase,
-                              const DestRows& at, int lane) {
-  constexpr int kPer = kPer128<T>;
-  constexpr int kRowVectors = Tile::kShape.warp_columns / kPer;
-#pragma unroll
-  for (int v = 0; v < 16 * kRowVectors / kWarp; ++v) {
-    const int row = (v * kWarp + lane) / kRowVectors;
-    const int column = (v * kWarp + lane) % kRowVectors * kPer;
-    const int channel = at.first_channel + column;
-    if (at.first_row + row >= at.end || channel >= g.channels) continue;
-    float x[kPer];
-#pragma unroll
-    for (int part = 0; part < kPer; part += 4) {
-      const Vec128<float> four = load128(staged + row * Tile::kStagedRow + column + part);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[part + i] = four[i];
-    }
-    finish<T>(x, g, at, channel);
-    Vec128<T> packed;
-#pragma unroll
-    for (int i = 0; i < kPer; ++i) packed[i] = from_float<T>(x[i]);
-    store128(dest_pixel<T>(g, phase, at, row) + channel, packed);
-  }
-}
-
-// The same element by element, neighbouring lanes on neighbouring pixels.
-template <typename T, class Tile>
-__device__ void store_elements(const float* staged, const ConvGemm& g, const GemmPhase& phase,
-                               const DestRows& at, int lane) {
-  const int row = lane % 16;
-  if (at.first_row + row >= at.end) return;
-  T* pixel = dest_pixel<T>(g, phase, at, row);
-  for (int column = lane / 16; column < Tile::kShape.warp_columns; column += 2) {
-    const int channel = at.first_channel + column;
-    if (channel >= g.channels) return;
-    float x[1] = {staged[row * Tile::kStagedRow + column]};
-    finish<T>(x, g, at, channel);
-    pixel[channel * g.dest_strides.channel] = from_float<T>(x[0]);
-  }
-}
-
-template <typename T, class Tile>
-__device__ void store_result(const TileSums<Tile>& sums, float* staged, const ConvGemm& g,
-                             const GemmPhase& phase, DestRows at, int lane) {
-#pragma unroll
-  for (int i = 0; i < Tile::kRowFragments; ++i) {
-    float* corner = staged + lane / 4 * Tile::kStagedRow + lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnFragments; ++j) {
-      store_vector<2>(corner + 8 * j, Vec<float, 2>{{sums[i][j][0], sums[i][j][1]}});
-      store_vector<2>(corner + 8 * Tile::kStagedRow + 8 * j,
-                      Vec<float, 2>{{sums[i][j][2], sums[i][j][3]}});
-    }
-    __syncwarp();
-    if (g.vector_stores) {
-      store_vectors<T, Tile>(staged, g, phase, at, lane);
-    } else {
-      store_elements<T, Tile>(staged, g, phase, at, lane);
-    }
-    __syncwarp();
-    at.first_row += 16;
-  }
-}
-
 // Grid: (tiles of rows, tiles of channels, groups * phases).
 template <class Math, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Math::kFreshSums ? 1 : 2)
@@ -293,7 +176,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Math::kFreshSums ? 1 : 2)
   constexpr int kWarpsAcross = kShape.columns / kShape.warp_columns;
   const int group = static_cast<int>(blockIdx.z) % g.groups;
   const GemmPhase& phase = g.phases[static_cast<int>(blockIdx.z) / g.groups];
-  const int64_t end = static_cast<int64_t>(g.batch) * phase.rows.size * phase.columns.size;
+  const int64_t end = g.rows(phase);
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kShape.rows;
   const int first_column = static_cast<int>(blockIdx.y) * kShape.columns;
   if (first_row >= end) return;  // phases differ in their pixels; the grid is that of the largest
@@ -344,9 +227,8 @@ cudaError_t launch_conv2d_gemm_tile(const ConvGemm& g, cudaStream_t stream) {
   using Tile = ConvTile<Number>;
   int64_t rows = 0;
   for (int i = 0; i < g.phase_count; ++i) {
-    const int64_t pixels =
-        static_cast<int64_t>(g.batch) * g.phases[i].rows.size * g.phases[i].columns.size;
-    rows = pixels > rows ? pixels : rows;
+    const int64_t of_phase = g.rows(g.phases[i]);
+    rows = of_phase > rows ? of_phase : rows;
   }
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, Tile::kShape.rows)),
                   static_cast<unsigned>(ceil_div(g.channels, Tile::kShape.columns)),

@@ -6,6 +6,8 @@
 //       source[n, i * source_step + first + r * tap_step, j * ... + q * tap_step, c])
 //
 // over rows i, columns j, taps (r, q) of the phase; pixels outside of the source count as zeros.
+// Windows of the result may be pooled before they are stored: the rows of the product then go from
+// window to window, the taps of each one after the other, and i and j count windows.
 // Forward is one phase. Grad input with stride s is s * s phases: the input pixels that agree in
 // their position modulo the stride see the same taps, and see them like a dense convolution of
 // grad_output. Source rows are vectors along the channels, 16-byte aligned; the weights are packed
@@ -18,6 +20,7 @@
 
 #include "common/activation.h"
 #include "common/shapes.h"
+#include "cuda/common/block_pool.h"
 #include "cuda/common/divmod.h"
 #include "cuda/conv2d/conv2d.h"
 
@@ -28,11 +31,23 @@ inline constexpr int kMaxGemmTapsSide = 16;  // kernel rows or columns: bits of 
 
 // One dimension of a phase: rows, or columns. Counts pixels, so 32 bits do.
 struct GemmAxis {
-  int32_t size;   // positions i
+  int32_t size;   // positions i, in windows
   int32_t taps;   // taps r
   int32_t first;  // source position of i = 0, r = 0; may be negative
   int32_t dest_first;
 };
+
+// Pixels of the result that become one: a power of two, for a strip of 16 rows to hold whole ones.
+struct GemmWindow {
+  BlockPool pool;  // kNone: one pixel
+  int32_t log_height;
+  int32_t log_width;
+
+  __host__ __device__ int32_t log_taps() const { return log_height + log_width; }
+  __host__ __device__ int32_t taps() const { return 1 << log_taps(); }
+};
+
+inline constexpr int kMaxLogWindowTaps = 4;
 
 struct GemmPhase {
   GemmAxis rows;
@@ -67,11 +82,18 @@ struct ConvGemm {
   const void* bias;  // [groups * channels] or nullptr
   Activation activation;
   float negative_slope;
+  GemmWindow window;
+  uint8_t* offsets;  // winners of max pooling, numbered as the elements of dest; or nullptr
   int32_t phase_count;
   GemmPhase phases[kMaxPhases];  // a kernel parameter: at most 4 KB with the rest
+
+  // Of the product, for a phase.
+  __host__ __device__ int64_t rows(const GemmPhase& phase) const {
+    return static_cast<int64_t>(batch) * phase.rows.size * phase.columns.size << window.log_taps();
+  }
 };
 
-// Precondition: batch * pixels of every phase < 2^31.
+// Precondition: fewer than 2^31 rows in every phase.
 cudaError_t launch_conv2d_gemm(const ConvGemm& gemm, Conv2dMath math, int tile,
                                cudaStream_t stream);
 

@@ -8,7 +8,8 @@
 // Weights are packed in every call: a launcher cannot know whether they have changed since the last
 // one, an optimizer's step lies between two forward passes anyway, and the packing reads and writes
 // them once where the product reads them once per tile of pixels. Refused, and so left to the
-// general kernels: 2^31 pixels or more, more than 16 taps a side, strides of more than 16 phases.
+// general kernels: 2^31 pixels or more, more than 16 taps a side, strides of more than 16 phases,
+// and windows that a strip of the epilogue does not hold whole.
 #include "cuda/conv2d/conv2d_implicit.h"
 
 #include "common/checked.h"
@@ -41,20 +42,40 @@ struct Problem {
   const void* bias;
   Activation activation;
   float negative_slope;
+  GemmWindow window;
+  uint8_t* offsets;
 };
+
+constexpr GemmWindow kNoWindow = {BlockPool::kNone, 0, 0};
+
+// log2 of a size of a window, or a number that fits no window.
+int32_t log_size(int64_t size) {
+  for (int32_t log = 0; log <= kMaxLogWindowTaps; ++log)
+    if (size == int64_t{1} << log) return log;
+  return kMaxLogWindowTaps + 1;
+}
+
+GemmWindow window_of(const Conv2dPool& pool) {
+  if (pool.kind == BlockPool::kNone) return kNoWindow;
+  return {pool.kind, log_size(pool.height), log_size(pool.width)};
+}
 
 Problem forward_problem(const Conv2dForward& call) {
   const Conv2dShape& s = call.shape;
   const Strides4& w = call.weight_strides;
+  const GemmWindow window = window_of(call.pool);
   return {call.element,
           s.batch,
           s.groups,
           {call.input, call.input_strides, s.group_in_channels(), s.in_height, s.in_width},
-          {call.output, call.output_strides, s.group_out_channels(), s.out_height, s.out_width},
+          {call.output, call.output_strides, s.group_out_channels(),
+           s.out_height >> window.log_height, s.out_width >> window.log_width},
           forward_axis({s.in_height, s.out_height, s.kernel_height, s.stride_height,
-                        s.padding_height, s.dilation_height}),
+                        s.padding_height, s.dilation_height},
+                       window.log_height),
           forward_axis({s.in_width, s.out_width, s.kernel_width, s.stride_width, s.padding_width,
-                        s.dilation_width}),
+                        s.dilation_width},
+                       window.log_width),
           call.weight,
           s.group_out_channels() * w.batch,
           w.batch,
@@ -63,7 +84,9 @@ Problem forward_problem(const Conv2dForward& call) {
           w.column,
           call.bias,
           call.activation,
-          call.negative_slope};
+          call.negative_slope,
+          window,
+          call.offsets};
 }
 
 Problem grad_input_problem(const Conv2dGradInput& call) {
@@ -88,14 +111,16 @@ Problem grad_input_problem(const Conv2dGradInput& call) {
       w.column,
       nullptr,
       Activation::kNone,
-      0.0f};
+      0.0f,
+      kNoWindow,
+      nullptr};
 }
 
 // What has to be made before the kernel can run, and the size of its result.
 struct Layout {
   int64_t padded_channels;  // of a group of the source: whole vectors
   int64_t group_vectors;    // of a group of the packed weights
-  int64_t phase_rows;       // of the result in the largest phase
+  int64_t phase_rows;       // of the product in the largest phase
   bool packs_weights;
   bool copies_source;
   int64_t weight_bytes;
@@ -114,7 +139,8 @@ bool weights_are_packed(const Problem& p, int64_t per_vector) {
 
 // False when the sizes are beyond what the kernel counts in 32 bits or the grid can hold.
 bool lay_out(const Problem& p, Layout* layout) {
-  if (!p.rows.possible || !p.columns.possible) return false;
+  if (!p.rows.possible || !p.columns.possible || p.window.log_taps() > kMaxLogWindowTaps)
+    return false;
   const int64_t bytes = conv2d_element_bytes(p.element);
   const int64_t per_vector = kVectorBytes / bytes;
   layout->padded_channels = round_up(p.source.channels, per_vector);
@@ -126,15 +152,15 @@ bool lay_out(const Problem& p, Layout* layout) {
     for (int j = 0; j < p.columns.count; ++j) {
       const GemmAxis& rows = p.rows.phases[i].axis;
       const GemmAxis& columns = p.columns.phases[j].axis;
-      int64_t vectors = 0, weights = 0, pixels = 0;
+      int64_t vectors = 0, weights = 0, gemm_rows = 0;
       if (!checked_product({rows.taps, columns.taps, layout->padded_channels / per_vector},
                            &vectors) ||
           !checked_product({vectors, p.dest.channels}, &weights) ||
-          !checked_product({p.batch, rows.size, columns.size}, &pixels) || !fits_int32(weights) ||
-          !fits_int32(pixels))
+          !checked_product({p.batch, rows.size, columns.size, p.window.taps()}, &gemm_rows) ||
+          !fits_int32(weights) || !fits_int32(gemm_rows))
         return false;
       layout->group_vectors += weights;
-      layout->phase_rows = pixels > layout->phase_rows ? pixels : layout->phase_rows;
+      layout->phase_rows = gemm_rows > layout->phase_rows ? gemm_rows : layout->phase_rows;
     }
   }
   int64_t source_pixels = 0, packed = 0;
@@ -211,13 +237,15 @@ ConvGemm gemm_of(const Problem& p, const Layout& layout) {
   g.dest_strides = p.dest.strides;
   g.dest_step_row = p.rows.dest_step;
   g.dest_step_column = p.columns.dest_step;
-  g.vector_stores = reads_in_vectors(p.dest, p.batch, p.element);
+  g.vector_stores = reads_in_vectors(p.dest, p.batch, p.element) && aligned_to(p.offsets, 8);
   g.batch = static_cast<int32_t>(p.batch);
   g.groups = static_cast<int32_t>(p.groups);
   g.channels = static_cast<int32_t>(p.dest.channels);
   g.bias = p.bias;
   g.activation = p.activation;
   g.negative_slope = p.negative_slope;
+  g.window = p.window;
+  g.offsets = p.offsets;
   g.phase_count = p.rows.count * p.columns.count;
   int64_t weights = 0;
   for (int i = 0; i < g.phase_count; ++i) {

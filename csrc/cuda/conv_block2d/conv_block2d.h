@@ -20,11 +20,10 @@
 
 #include "common/activation.h"
 #include "common/shapes.h"
+#include "cuda/common/block_pool.h"
 #include "cuda/common/device.h"
 
 namespace fastconv::cuda {
-
-enum class BlockPool : int { kNone, kMax, kAvg };
 
 struct ConvBlock2dShape {
   Conv2dShape conv;  // of the convolution alone

@@ -18,6 +18,7 @@ struct Request {
   int tile;       // -1: as planned
   int64_t splits;
   Activation activation;
+  Conv2dPool pool;
   Device device;
 };
 
@@ -44,6 +45,9 @@ class Numbers {
     r.tile = static_cast<int>(next());
     r.splits = next();
     r.activation = static_cast<Activation>(next());
+    r.pool.kind = static_cast<BlockPool>(next());
+    r.pool.height = next();
+    r.pool.width = next();
     r.device = {static_cast<int32_t>(next()), static_cast<int32_t>(next()), 166912, 167936};
     return r;
   }
@@ -85,7 +89,7 @@ int run(Call& call, const Launch& launch) {
 
 FC_ENTRY int fastconv_conv2d_forward(const int64_t* values, int64_t* plan, const void* input,
                                      const void* weight, const void* bias, void* output,
-                                     double negative_slope) {
+                                     uint8_t* offsets, double negative_slope) {
   Numbers numbers(values);
   Conv2dForward call{};
   call.shape = numbers.shape();
@@ -99,6 +103,8 @@ FC_ENTRY int fastconv_conv2d_forward(const int64_t* values, int64_t* plan, const
   call.output_strides = numbers.strides();
   call.activation = request.activation;
   call.negative_slope = static_cast<float>(negative_slope);
+  call.pool = request.pool;
+  call.offsets = offsets;
   plan_call(
       call, request, plan,
       [&](Conv2dAlgorithm a) { return plan_conv2d_forward_as(call, a, request.tile); },

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[3]
 KERNELS = ROOT / "csrc" / "cuda"
 
 # Tests of an op that do not bear its name: csrc/tests/test_cuda_<test>.cpp and
-# python_tests/test_cuda_shim_<test>.py.
+# python_tests/test_cuda_shim_<test>*.py.
 TESTS = {"conv2d": ["conv2d", "depthwise"], "gemm": ["lstm"]}
 
 
@@ -298,7 +298,11 @@ class Copy:
         return "passed", ""
 
     def python_tests(self, op: str) -> tuple[str, str]:
-        files = [f"python_tests/test_cuda_shim_{test}.py" for test in TESTS.get(op, [op])]
+        files = [
+            str(file.relative_to(self.root))
+            for test in TESTS.get(op, [op])
+            for file in sorted(self.root.glob(f"python_tests/test_cuda_shim_{test}*.py"))
+        ]
         options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider"]
         limit = self.limits.get("python_tests", 3600)
         done = self._run(sys.executable, "-m", "pytest", *options, *files, limit=limit)
