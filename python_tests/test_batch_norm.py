@@ -21,7 +21,7 @@ from fastconv import runtime
 
 OPS = torch.ops.fastconv
 SHAPES = [(2, 3, 7, 7), (5, 17), (3, 70, 16), (1, 2, 42, 50), (9, 5, 33, 1), (600, 66), (7, 1),
-          (70, 4, 10, 10), (3, 20, 4, 5, 6), (4, 34, 1, 1)]  # fmt: skip
+          (70, 4, 10, 10), (3, 20, 4, 5, 6), (4, 34, 1, 1), (40, 70, 27)]  # fmt: skip
 STATISTICS = ("running_mean", "running_var")
 
 

@@ -2,8 +2,9 @@
 // How a batch normalisation is cut. All three calls sum over each channel, turn the sums into
 // coefficients and apply those to every value:
 //
-// - channels one after the other, where threads have enough of them and a channel's planes lie
-//   together: what the sums read is in L2 when the coefficients are applied;
+// - groups of channels one after the other, where threads have enough of them and a channel's
+// planes
+//   lie together: what the sums read is in L2 when the coefficients are applied;
 // - everything summed first, in at most kMostPieces pieces, then everything applied.
 //
 // A channel's sums are those of its pieces in order either way, so that both give the same result.
@@ -22,13 +23,16 @@ namespace fastconv::cpu {
 namespace {
 
 constexpr int64_t kMostPieces = 64;
-constexpr int64_t kLeastRows = 256;  // of a piece
+constexpr int64_t kLeastRows = 256;         // of a piece
+constexpr int64_t kLeastValues = 4096;      // of a channel in a piece
+constexpr int64_t kGroupBytes = 512 << 10;  // half of L2
 
 // Cuts what is summed: images of a channel, or rows of all channels.
 struct Pieces {
   Pieces(const BatchNormShape& s, bool channels_last)
       : total(channels_last ? s.values() : s.batch),
-        step(round_up(ceil_div(total, kMostPieces), channels_last ? kLeastRows : 1)),
+        step(round_up(ceil_div(total, kMostPieces),
+                      channels_last ? kLeastRows : ceil_div(kLeastValues, s.pixels))),
         count(ceil_div(total, step)) {}
   int64_t total, step, count;
 };
@@ -66,11 +70,13 @@ struct Cut {
   BatchNormShape shape;
   Pieces pieces;
   int64_t threads;
+  int64_t group;  // channels
 };
 
 // `pass` knows what is summed, what becomes of the sums and what is applied:
-//   pass.add_planes(channel, first, images, sums), pass.apply_planes(channel, first, images),
-//   pass.finish(channel, sums); pass.sums and pass.applies tell whether there is anything to do.
+//   pass.add_planes(channel, first, images, sums), pass.finish(channel, sums),
+//   pass.apply_planes(channel, channels, first, images); pass.sums and pass.applies tell whether
+//   there is anything to do.
 template <class Pass>
 void run_on_planes(const Cut& cut, double* piece_sums, const Pass& pass) {
   const BatchNormShape& s = cut.shape;
@@ -82,16 +88,19 @@ void run_on_planes(const Cut& cut, double* piece_sums, const Pass& pass) {
   const bool shares_channels = s.channels < 4 * cut.threads && s.channels % cut.threads != 0;
   if (pass.sums && !shares_channels) {
     return for_ranges(s.channels, cut.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        double sums[2] = {0, 0};
-        for (int64_t piece = 0; piece < pieces.count; ++piece) {
-          double part[2] = {0, 0};
-          add_piece(c, piece, part);
-          sums[0] += part[0];
-          sums[1] += part[1];
+      for (int64_t first = begin; first < end; first += cut.group) {
+        const int64_t channels = std::min(cut.group, end - first);
+        for (int64_t c = first; c < first + channels; ++c) {
+          double sums[2] = {0, 0};
+          for (int64_t piece = 0; piece < pieces.count; ++piece) {
+            double part[2] = {0, 0};
+            add_piece(c, piece, part);
+            sums[0] += part[0];
+            sums[1] += part[1];
+          }
+          pass.finish(c, sums);
         }
-        pass.finish(c, sums);
-        if (pass.applies) pass.apply_planes(c, 0, s.batch);
+        if (pass.applies) pass.apply_planes(first, channels, 0, s.batch);
       }
     });
   }
@@ -112,7 +121,11 @@ void run_on_planes(const Cut& cut, double* piece_sums, const Pass& pass) {
   }
   if (pass.applies)
     for_ranges(s.batch * s.channels, cut.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pass.apply_planes(i % s.channels, i / s.channels, 1);
+      for (int64_t i = begin; i < end;) {
+        const int64_t c = i % s.channels, channels = std::min(s.channels - c, end - i);
+        pass.apply_planes(c, channels, i / s.channels, 1);
+        i += channels;
+      }
     });
 }
 
@@ -148,15 +161,16 @@ template <class Pass>
 void run(const BatchNormShape& shape, bool channels_last, int64_t streams, double* piece_sums,
          const Pass& pass) {
   const int64_t bytes = streams * shape.elements() * static_cast<int64_t>(sizeof(float));
-  const Cut cut{shape, Pieces(shape, channels_last), worthwhile_threads(0, bytes)};
+  const int64_t group = std::max<int64_t>(1, kGroupBytes * shape.channels / bytes);
+  const Cut cut{shape, Pieces(shape, channels_last), worthwhile_threads(0, bytes), group};
   channels_last ? run_on_rows(cut, piece_sums, pass) : run_on_planes(cut, piece_sums, pass);
 }
 
 // Where the planes of a channel lie.
 struct Planes {
   explicit Planes(const BatchNormShape& s) : shape(s) {}
-  NormPlanes of(int64_t images) const {
-    return {images, shape.channels * shape.pixels, shape.pixels};
+  NormPlanes of(int64_t images, int64_t channels = 1) const {
+    return {images, shape.channels * shape.pixels, shape.pixels, channels};
   }
   int64_t offset(int64_t channel, int64_t image) const {
     return (image * shape.channels + channel) * shape.pixels;
@@ -179,10 +193,11 @@ struct Normalizing {
   Normalizing(const Call& call_, const BatchNormKernels& kernels_, float* scratch)
       : call(call_), kernels(kernels_), arrays(call_.shape, scratch), planes(call_.shape) {}
 
-  void apply_planes(int64_t c, int64_t first, int64_t images) const {
+  void apply_planes(int64_t c, int64_t channels, int64_t first, int64_t images) const {
     const int64_t at = planes.offset(c, first);
-    kernels.planes.normalize[call.relu](planes.of(images), arrays.coefficients(call.mean).of(c),
-                                        call.input + at, call.output + at);
+    kernels.planes.normalize[call.relu](planes.of(images, channels),
+                                        arrays.coefficients(call.mean).of(c), call.input + at,
+                                        call.output + at);
   }
   void apply_rows(int64_t first, int64_t rows) const {
     const int64_t channels = call.shape.channels, at = first * channels;
@@ -277,10 +292,10 @@ struct BackwardPass {
     arrays.slope[c] = static_cast<float>(slope);
     arrays.offset[c] = static_cast<float>(factor * sum[0] - rest_of_mean(c) * slope);
   }
-  void apply_planes(int64_t c, int64_t first, int64_t images) const {
+  void apply_planes(int64_t c, int64_t channels, int64_t first, int64_t images) const {
     const int64_t at = planes.offset(c, first);
     kernels.planes.grad_input[call.relu][call.training](
-        planes.of(images), arrays.coefficients(call.mean).of(c), call.input + at,
+        planes.of(images, channels), arrays.coefficients(call.mean).of(c), call.input + at,
         call.grad_output + at, call.grad_input + at);
   }
   void apply_rows(int64_t first, int64_t rows) const {

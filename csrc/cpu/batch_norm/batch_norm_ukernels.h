@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The batch normalisation kernels of one ISA. Those on planes see one channel, whose values lie in
-// runs of pixels; those on rows see all channels of neighbouring pixels.
+// The batch normalisation kernels of one ISA. Those on planes see one channel, or apply to a few
+// neighbouring ones, whose values lie in runs of pixels; those on rows see all channels of
+// neighbouring pixels.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +10,14 @@
 
 namespace fastconv::cpu {
 
-// Images of one channel: `pixels` floats each, image_stride apart. Or pixels of all channels:
-// `rows` times `channels` floats, dense. Every pointer of a call is laid out like this.
+// Images of neighbouring channels: `channels` times `pixels` floats each, image_stride apart. Or
+// pixels of all channels: `rows` times `channels` floats, dense. Every pointer of a call is laid
+// out like this.
 struct NormPlanes {
   int64_t images;
   int64_t image_stride;
   int64_t pixels;
+  int64_t channels;  // 1 where values are summed
 };
 struct NormRows {
   int64_t rows;

@@ -100,10 +100,28 @@ template <class Body>
            min_of(kBlock, place.pixels - p));
 }
 
+// sweep_block for pixels that fit in `Vectors` vectors and no fewer.
+template <int Vectors, class Step>
+[[gnu::always_inline]] inline void sweep_small(int64_t images, int64_t image_stride, int64_t pixels,
+                                               const Step& step) {
+  constexpr int kLast = Vectors - 1;
+  const Part last{Simd::mask_first(pixels - kLast * kLanes)};
+  for (int64_t n = 0; n < images; ++n) {
+    const int64_t at = n * image_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < kLast; ++v) step(v % kSums, at + v * kLanes, Whole());
+    step(kLast % kSums, at + kLast * kLanes, last);
+  }
+}
+
 // Calls step(u, position, part) for all vectors of a block.
 template <class Step>
 [[gnu::always_inline]] inline void sweep_block(int64_t images, int64_t image_stride, int64_t pixels,
                                                const Step& step) {
+  if (pixels <= kLanes) return sweep_small<1>(images, image_stride, pixels, step);
+  if (pixels <= 2 * kLanes) return sweep_small<2>(images, image_stride, pixels, step);
+  if (pixels <= 3 * kLanes) return sweep_small<3>(images, image_stride, pixels, step);
+  if (pixels <= 4 * kLanes) return sweep_small<4>(images, image_stride, pixels, step);
   for (int64_t n = 0; n < images; ++n)
     sweep(pixels, [&](int u, int64_t p, auto part)
                       __attribute__((always_inline)) { step(u, n * image_stride + p, part); });
@@ -137,15 +155,28 @@ void moments_of_planes(const NormPlanes& place, const float* input, const float*
   *squares += total_squares;
 }
 
+// Calls body(offset, channel) for all planes, in the order of memory: with strides of whole pages
+// from one image to the next, loads would seem to wait for the stores of the image before.
+template <class Body>
+[[gnu::always_inline]] inline void for_planes(const NormPlanes& place, const Body& body) {
+  for (int64_t n = 0; n < place.images; ++n)
+    for (int64_t c = 0; c < place.channels; ++c) body(n * place.image_stride + c * place.pixels, c);
+}
+
 template <bool Relu>
 void normalize_planes(const NormPlanes& place, const NormCoefficients& k, const float* input,
                       float* output) {
-  const auto mean = Simd::set1(*k.mean), scale = Simd::set1(*k.scale), shift = Simd::set1(*k.shift);
-  sweep_block(place.images, place.image_stride, place.pixels,
-              [&](int /*u*/, int64_t p, auto part) __attribute__((always_inline)) {
-                const auto d = Simd::sub(part.load(input + p), mean);
-                part.store(output + p, activated<Relu>(Simd::fma(d, scale, shift)));
-              });
+  for_planes(place, [&](int64_t at, int64_t c) __attribute__((always_inline)) {
+    const auto mean = Simd::set1(k.mean[c]), scale = Simd::set1(k.scale[c]);
+    const auto shift = Simd::set1(k.shift[c]);
+    const float* x = input + at;
+    float* y = output + at;
+    sweep_block(1, 0, place.pixels,
+                [&](int /*u*/, int64_t p, auto part) __attribute__((always_inline)) {
+                  const auto d = Simd::sub(part.load(x + p), mean);
+                  part.store(y + p, activated<Relu>(Simd::fma(d, scale, shift)));
+                });
+  });
 }
 
 template <bool Relu>
@@ -173,19 +204,23 @@ void grad_sums_of_planes(const NormPlanes& place, const NormCoefficients& k, con
 template <bool Relu, bool Centered>
 void grad_input_of_planes(const NormPlanes& place, const NormCoefficients& k, const float* input,
                           const float* grad_output, float* grad_input) {
-  const auto mean = Simd::set1(*k.mean), scale = Simd::set1(*k.scale), shift = Simd::set1(*k.shift);
-  const auto slope = Simd::set1(Centered ? *k.slope : 0.0f);
-  const auto offset = Simd::set1(Centered ? *k.offset : 0.0f);
-  sweep_block(place.images, place.image_stride, place.pixels,
-              [&](int /*u*/, int64_t p, auto part) __attribute__((always_inline)) {
-                auto g = part.load(grad_output + p);
-                auto d = Simd::zero();
-                if constexpr (Relu || Centered) d = Simd::sub(part.load(input + p), mean);
-                g = unactivated<Relu>(g, d, scale, shift);
-                part.store(grad_input + p, Centered
-                                               ? Simd::fma(g, scale, Simd::fma(d, slope, offset))
-                                               : Simd::mul(g, scale));
-              });
+  for_planes(place, [&](int64_t at, int64_t c) __attribute__((always_inline)) {
+    const auto mean = Simd::set1(k.mean[c]), scale = Simd::set1(k.scale[c]);
+    const auto shift = Simd::set1(k.shift[c]);
+    const auto slope = Simd::set1(Centered ? k.slope[c] : 0.0f);
+    const auto offset = Simd::set1(Centered ? k.offset[c] : 0.0f);
+    const float *x = input + at, *go = grad_output + at;
+    float* gi = grad_input + at;
+    sweep_block(1, 0, place.pixels,
+                [&](int /*u*/, int64_t p, auto part) __attribute__((always_inline)) {
+                  auto g = part.load(go + p);
+                  auto d = Simd::zero();
+                  if constexpr (Relu || Centered) d = Simd::sub(part.load(x + p), mean);
+                  g = unactivated<Relu>(g, d, scale, shift);
+                  part.store(gi + p, Centered ? Simd::fma(g, scale, Simd::fma(d, slope, offset))
+                                              : Simd::mul(g, scale));
+                });
+  });
 }
 
 // --- Rows ----------------------------------------------------------------------------------------
