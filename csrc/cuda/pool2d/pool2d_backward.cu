@@ -8,14 +8,12 @@
 //   windows:  windows apart from each other (channels_last): the owner of a window writes all its
 //             inputs, up to where the next window's begin, 16 bytes of channels at a time
 //   vectors, elements: a thread per 16 bytes of inputs, or per input, reads the windows over it
-#include "cuda/common/launch.h"
-#include "cuda/pool2d/pool2d_choice.h"
-#include "cuda/pool2d/pool2d_policies.cuh"
+#include "cuda/pool2d/pool2d_pass.cuh"
 
 namespace fastconv::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kPoolThreads;
 constexpr int kBlocks = 2;  // per multiprocessor at least; without a bound ptxas spills to fit 8
 
 template <int Count, class Divmod, class Pool>
@@ -133,42 +131,31 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int Count, class Divmod, class Pool>
-cudaError_t launch_inputs(const Pool2dCall& call, const Pool& pool, const void* grad_output,
-                          void* grad_input, cudaStream_t stream) {
-  using T = typename Pool::T;
-  const PoolShape<typename Divmod::Index> shape(call);
-  const auto grid = input_grid<Divmod>(call.shape, call.channels_last, Count);
-  return FC_LAUNCH((pool2d_backward_kernel<Count, Divmod, Pool>), grid_for(grid.items, kThreads),
-                   kThreads, 0, stream, grid, shape, pool, static_cast<const T*>(grad_output),
-                   static_cast<T*>(grad_input));
+cudaError_t launch_inputs(const PoolWork<Divmod, Pool>& work, cudaStream_t stream) {
+  return FC_LAUNCH((pool2d_backward_kernel<Count, Divmod, Pool>), work.blocks(), kThreads, 0,
+                   stream, work.grid, work.shape, work.pool, work.from, work.to);
 }
 
 template <class Pool>
-cudaError_t launch_backward(const Pool2dCall& call, const Pool& pool, const void* grad_output,
-                            void* grad_input, bool aligned, cudaStream_t stream) {
-  using T = typename Pool::T;
-  const Pool2dShape& s = call.shape;
-  const PoolShape<int32_t> shape(call);
-  const auto* from = static_cast<const T*>(grad_output);
-  auto* to = static_cast<T*>(grad_input);
-  switch (choose_pool2d_backward(call, aligned)) {
+cudaError_t launch_backward(const PoolPass<Pool>& pass, cudaStream_t stream) {
+  constexpr int kVector = kPer128<typename Pool::T>;
+  switch (choose_pool2d_backward(pass.call, pass.aligned)) {
     case Pool2dAlgorithm::kRows: {
-      const PoolGrid<FastDivmod> grid(pool_outer(s, false), s.out_height, s.in_width / kPer128<T>,
-                                      1);
-      return FC_LAUNCH((pool2d_backward_rows_kernel<Pool>), grid_for(grid.items, kThreads),
-                       kThreads, 0, stream, grid, shape, pool, from, to);
+      const auto work = pass.on_rows();
+      return FC_LAUNCH((pool2d_backward_rows_kernel<Pool>), work.blocks(), kThreads, 0, stream,
+                       work.grid, work.shape, work.pool, work.from, work.to);
     }
     case Pool2dAlgorithm::kWindows: {
-      const auto grid = output_grid<FastDivmod>(s, true, kPer128<T>);
-      return FC_LAUNCH((pool2d_backward_windows_kernel<Pool>), grid_for(grid.items, kThreads),
-                       kThreads, 0, stream, grid, shape, pool, from, to);
+      const auto work = pass.template on_outputs<FastDivmod>(kVector);
+      return FC_LAUNCH((pool2d_backward_windows_kernel<Pool>), work.blocks(), kThreads, 0, stream,
+                       work.grid, work.shape, work.pool, work.from, work.to);
     }
     case Pool2dAlgorithm::kVectors:
-      return launch_inputs<kPer128<T>, FastDivmod>(call, pool, grad_output, grad_input, stream);
+      return launch_inputs<kVector>(pass.template on_inputs<FastDivmod>(kVector), stream);
     case Pool2dAlgorithm::kElements:
-      return launch_inputs<1, FastDivmod>(call, pool, grad_output, grad_input, stream);
+      return launch_inputs<1>(pass.template on_inputs<FastDivmod>(1), stream);
     case Pool2dAlgorithm::kHuge:
-      return launch_inputs<1, FastDivmod64>(call, pool, grad_output, grad_input, stream);
+      return launch_inputs<1>(pass.template on_inputs<FastDivmod64>(1), stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -178,16 +165,18 @@ cudaError_t launch_backward(const Pool2dCall& call, const Pool& pool, const void
 cudaError_t launch_max_pool2d_backward(const MaxPool2dBackward& call, cudaStream_t stream) {
   const bool aligned = all_aligned16({call.grad_output, call.offsets, call.grad_input});
   return dispatch_pool2d_element(call.element, [&](auto type) {
-    const MaxShare<decltype(type)> pool{pool_offsets(call.offsets, call.shape)};
-    return launch_backward(call, pool, call.grad_output, call.grad_input, aligned, stream);
+    using Pool = MaxShare<decltype(type)>;
+    const Pool pool{pool_offsets(call.offsets, call.shape)};
+    return launch_backward<Pool>({call, pool, call.grad_output, call.grad_input, aligned}, stream);
   });
 }
 
 cudaError_t launch_avg_pool2d_backward(const AvgPool2dBackward& call, cudaStream_t stream) {
   const bool aligned = all_aligned16({call.grad_output, call.grad_input});
   return dispatch_pool2d_element(call.element, [&](auto type) {
-    const AvgShare<decltype(type)> pool{call.divisor};
-    return launch_backward(call, pool, call.grad_output, call.grad_input, aligned, stream);
+    using Pool = AvgShare<decltype(type)>;
+    const Pool pool{call.divisor};
+    return launch_backward<Pool>({call, pool, call.grad_output, call.grad_input, aligned}, stream);
   });
 }
 

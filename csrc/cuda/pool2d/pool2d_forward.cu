@@ -7,14 +7,12 @@
 //   elements: the same with one value; neighbouring threads have neighbouring columns
 //
 // Bound by memory: 2x2 windows of float32 read 16 bytes and write 4, plus 1 of offsets.
-#include "cuda/common/launch.h"
-#include "cuda/pool2d/pool2d_choice.h"
-#include "cuda/pool2d/pool2d_policies.cuh"
+#include "cuda/pool2d/pool2d_pass.cuh"
 
 namespace fastconv::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kPoolThreads;
 
 template <int Count, class Divmod, class Pool>
 __global__ void __launch_bounds__(kThreads)
@@ -76,42 +74,27 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int Count, class Divmod, class Pool>
-cudaError_t launch_windows(const Pool2dCall& call, const Pool& pool, const void* input,
-                           void* output, cudaStream_t stream) {
-  using T = typename Pool::T;
-  const PoolShape<typename Divmod::Index> shape(call);
-  const auto grid = output_grid<Divmod>(call.shape, call.channels_last, Count);
-  return FC_LAUNCH((pool2d_forward_kernel<Count, Divmod, Pool>), grid_for(grid.items, kThreads),
-                   kThreads, 0, stream, grid, shape, pool, static_cast<const T*>(input),
-                   static_cast<T*>(output));
+cudaError_t launch_windows(const PoolWork<Divmod, Pool>& work, cudaStream_t stream) {
+  return FC_LAUNCH((pool2d_forward_kernel<Count, Divmod, Pool>), work.blocks(), kThreads, 0, stream,
+                   work.grid, work.shape, work.pool, work.from, work.to);
 }
 
 template <class Pool>
-cudaError_t launch_rows(const Pool2dCall& call, const Pool& pool, const void* input, void* output,
-                        cudaStream_t stream) {
-  using T = typename Pool::T;
-  const Pool2dShape& s = call.shape;
-  const PoolShape<int32_t> shape(call);
-  const PoolGrid<FastDivmod> grid(pool_outer(s, false), s.out_height, s.in_width / kPer128<T>, 1);
-  return FC_LAUNCH((pool2d_forward_rows_kernel<Pool>), grid_for(grid.items, kThreads), kThreads, 0,
-                   stream, grid, shape, pool, static_cast<const T*>(input),
-                   static_cast<T*>(output));
-}
-
-template <class Pool>
-cudaError_t launch_forward(const Pool2dCall& call, const Pool& pool, const void* input,
-                           void* output, bool aligned, cudaStream_t stream) {
+cudaError_t launch_forward(const PoolPass<Pool>& pass, cudaStream_t stream) {
   constexpr int kVector = kPer128<typename Pool::T>;
-  switch (choose_pool2d_forward(call, aligned)) {
-    case Pool2dAlgorithm::kRows:
-      return launch_rows(call, pool, input, output, stream);
+  switch (choose_pool2d_forward(pass.call, pass.aligned)) {
+    case Pool2dAlgorithm::kRows: {
+      const auto work = pass.on_rows();
+      return FC_LAUNCH((pool2d_forward_rows_kernel<Pool>), work.blocks(), kThreads, 0, stream,
+                       work.grid, work.shape, work.pool, work.from, work.to);
+    }
     case Pool2dAlgorithm::kVectors:
     case Pool2dAlgorithm::kWindows:
-      return launch_windows<kVector, FastDivmod>(call, pool, input, output, stream);
+      return launch_windows<kVector>(pass.template on_outputs<FastDivmod>(kVector), stream);
     case Pool2dAlgorithm::kElements:
-      return launch_windows<1, FastDivmod>(call, pool, input, output, stream);
+      return launch_windows<1>(pass.template on_outputs<FastDivmod>(1), stream);
     case Pool2dAlgorithm::kHuge:
-      return launch_windows<1, FastDivmod64>(call, pool, input, output, stream);
+      return launch_windows<1>(pass.template on_outputs<FastDivmod64>(1), stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -121,16 +104,18 @@ cudaError_t launch_forward(const Pool2dCall& call, const Pool& pool, const void*
 cudaError_t launch_max_pool2d_forward(const MaxPool2dForward& call, cudaStream_t stream) {
   const bool aligned = all_aligned16({call.input, call.output, call.offsets});
   return dispatch_pool2d_element(call.element, [&](auto type) {
-    const MaxWindow<decltype(type)> pool{pool_offsets(call.offsets, call.shape)};
-    return launch_forward(call, pool, call.input, call.output, aligned, stream);
+    using Pool = MaxWindow<decltype(type)>;
+    const Pool pool{pool_offsets(call.offsets, call.shape)};
+    return launch_forward<Pool>({call, pool, call.input, call.output, aligned}, stream);
   });
 }
 
 cudaError_t launch_avg_pool2d_forward(const AvgPool2dForward& call, cudaStream_t stream) {
   const bool aligned = all_aligned16({call.input, call.output});
   return dispatch_pool2d_element(call.element, [&](auto type) {
-    const AvgWindow<decltype(type)> pool{call.divisor};
-    return launch_forward(call, pool, call.input, call.output, aligned, stream);
+    using Pool = AvgWindow<decltype(type)>;
+    const Pool pool{call.divisor};
+    return launch_forward<Pool>({call, pool, call.input, call.output, aligned}, stream);
   });
 }
 
