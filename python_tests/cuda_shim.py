@@ -139,6 +139,7 @@ class CudaShim:
             ctypes.c_uint64,
             ctypes.c_int,
             ctypes.c_int,
+            ctypes.c_int64,
         ]
         self.schedule = "ascending"
         self.configure()
@@ -147,13 +148,18 @@ class CudaShim:
         self,
         schedule: str | None = None,
         *,
-        copy_at: str = "wait",
+        copy_at: str | None = None,
         mma: str = "exact",
         seed: int = 0,
         multiprocessors: int = 4,
         compute_capability: int = 80,
+        most_blocks: int | None = None,
     ) -> None:
-        """How the next launches run; without a schedule under that of the test."""
+        """How the next launches run; without a schedule under that of the test, without
+        ``copy_at`` and ``most_blocks`` as FASTCONV_SHIM_COPY_AT and FASTCONV_SHIM_MOST_BLOCKS say,
+        or late and as many as a grid may have."""
+        copy_at = copy_at or os.environ.get("FASTCONV_SHIM_COPY_AT", "wait")
+        most_blocks = most_blocks or int(os.environ.get("FASTCONV_SHIM_MOST_BLOCKS", 2**31 - 1))
         self.library.fastconv_shim_set_options(
             SCHEDULES.index(schedule or self.schedule),
             COPY_AT.index(copy_at),
@@ -161,6 +167,7 @@ class CudaShim:
             seed,
             multiprocessors,
             compute_capability,
+            most_blocks,
         )
 
     @contextmanager

@@ -46,13 +46,15 @@ inline constexpr bool kThreadSanitizer = true;
 inline constexpr bool kThreadSanitizer = false;
 #endif
 
-// Calls body() under every schedule, cp.async late in one, early in the next.
+// Calls body() under every schedule, cp.async late in one, early in the next. With early copies
+// grids have two blocks at most, so that kernels which loop over a larger problem do so.
 template <class Body>
 void for_each_schedule(const Body& body) {
   for (int s = kThreadSanitizer ? cuda_shim::kSchedules - 1 : 0; s < cuda_shim::kSchedules; ++s) {
     cuda_shim::Options options;
     options.schedule = static_cast<cuda_shim::Schedule>(s);
     options.copy_at = s % 2 == 0 ? cuda_shim::CopyAt::kWait : cuda_shim::CopyAt::kIssue;
+    if (options.copy_at == cuda_shim::CopyAt::kIssue) options.most_blocks = 2;
     options.seed = static_cast<uint64_t>(s) + 7;
     cuda_shim::set_options(options);
     body();

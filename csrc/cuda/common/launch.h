@@ -35,7 +35,15 @@ inline constexpr int64_t kMaxGridX = 2147483647;
 // `per_block` at a time: enough for one pass, within the limit of a grid.
 inline unsigned grid_for(int64_t items, int64_t per_block) {
   const int64_t blocks = items / per_block + (items % per_block != 0);
-  return static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX);
+  const int64_t most = FC_MOST_BLOCKS;
+  return static_cast<unsigned>(blocks < most ? blocks : most);
+}
+
+// Blocks for a kernel that does not loop. More than a grid may have stay more than that: the launch
+// is refused, rather than done in part.
+inline unsigned blocks_for(int64_t items, int64_t per_block) {
+  const int64_t blocks = items / per_block + (items % per_block != 0);
+  return static_cast<unsigned>(blocks < UINT32_MAX ? blocks : UINT32_MAX);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -238,7 +238,7 @@ void number(DepthwiseParams& p, int64_t images, int64_t planes, int64_t rows_eac
 
 template <typename T, int K>
 cudaError_t launch_rows(const DepthwiseParams& p, cudaStream_t stream) {
-  const unsigned grid = grid_for(p.count, kThreads);
+  const unsigned grid = blocks_for(p.count, kThreads);
   if (p.step_height == 1)
     return FC_LAUNCH((conv2d_depthwise_rows_kernel<T, K, 1>), grid, kThreads, 0, stream, p);
   return FC_LAUNCH((conv2d_depthwise_rows_kernel<T, K, 2>), grid, kThreads, 0, stream, p);
@@ -247,7 +247,7 @@ cudaError_t launch_rows(const DepthwiseParams& p, cudaStream_t stream) {
 template <typename T>
 cudaError_t launch_forward(const DepthwiseParams& p, bool registers, cudaStream_t stream) {
   if (!registers)
-    return FC_LAUNCH(conv2d_depthwise_any_kernel<T>, grid_for(p.count, kThreads), kThreads, 0,
+    return FC_LAUNCH(conv2d_depthwise_any_kernel<T>, blocks_for(p.count, kThreads), kThreads, 0,
                      stream, p);
   switch (p.kernel_height) {
     case 3:
@@ -326,7 +326,7 @@ cudaError_t launch_conv2d_grad_input_depthwise(const Conv2dGradInput& call, cuda
   return with_conv2d_float(call.element, [&](auto element) {
     using T = decltype(element);
     if (registers) return launch_forward<T>(p, true, stream);
-    return FC_LAUNCH(conv2d_depthwise_grad_input_kernel<T>, grid_for(p.count, kThreads), kThreads,
+    return FC_LAUNCH(conv2d_depthwise_grad_input_kernel<T>, blocks_for(p.count, kThreads), kThreads,
                      0, stream, p);
   });
 }

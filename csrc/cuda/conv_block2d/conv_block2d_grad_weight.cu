@@ -315,7 +315,7 @@ cudaError_t add_partials(const float* partials, int64_t slices, int64_t count, f
                          cudaStream_t stream) {
   if (sums == nullptr) return cudaSuccess;
   const dim3 block(kWarp, static_cast<unsigned>(std::min<int64_t>(8, slices)));
-  return FC_LAUNCH(conv_block2d_add_partials_kernel, dim3(grid_for(count, kWarp)), block,
+  return FC_LAUNCH(conv_block2d_add_partials_kernel, dim3(blocks_for(count, kWarp)), block,
                    sizeof(float) * kWarp * block.y, stream, partials, slices, count, sums);
 }
 

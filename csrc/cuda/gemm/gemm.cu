@@ -159,7 +159,7 @@ cudaError_t launch_gemm_tn(const Matrix<T>& a, const Matrix<T>& b, const GemmRes
   });
   if (status != cudaSuccess) return status;
   return FC_LAUNCH((gemm_reduce_kernel<T>),
-                   grid_for(product.rows * product.columns, kReduceThreads), kReduceThreads, 0,
+                   blocks_for(product.rows * product.columns, kReduceThreads), kReduceThreads, 0,
                    stream, partial, splits, product.rows, product.columns, c);
 }
 
@@ -177,7 +177,7 @@ cudaError_t launch_column_sums(const Matrix<T>& a, int64_t hidden, T* sums, void
       FC_LAUNCH((column_sums_kernel<T>), static_cast<unsigned>(runs * ceil_div(a.columns, 64)), 256,
                 256 * sizeof(Accumulate<T>), stream, a, partial);
   if (status != cudaSuccess) return status;
-  return FC_LAUNCH((column_sums_reduce_kernel<T>), grid_for(a.columns, kReduceThreads),
+  return FC_LAUNCH((column_sums_reduce_kernel<T>), blocks_for(a.columns, kReduceThreads),
                    kReduceThreads, 0, stream, partial, runs, a.columns, hidden, sums);
 }
 

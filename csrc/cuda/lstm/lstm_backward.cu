@@ -350,7 +350,7 @@ cudaError_t projection_gradient(const LstmBackward<T>& call, const Memory<T>& me
   const LstmShape& s = call.shape;
   const int64_t count = s.rows() * s.hidden;
   const cudaError_t status =
-      FC_LAUNCH((lstm_cell_outputs_kernel<T>), grid_for(count, kThreads), kThreads, 0, stream,
+      FC_LAUNCH((lstm_cell_outputs_kernel<T>), blocks_for(count, kThreads), kThreads, 0, stream,
                 call.gates, call.cells, count, memory.m);
   if (status != cudaSuccess) return status;
   return launch_gemm_tn(make_matrix<T>(memory.grad_h, s.rows(), s.output, s.output),
@@ -367,7 +367,7 @@ cudaError_t recurrent_gradient(const LstmBackward<T>& call, const Memory<T>& mem
   const StatesBefore<T> states{call.output, call.h_0, memory.row_start, s.steps,        s.batch,
                                s.output,    s.rows(), s.reverse,        memory.h_before};
   const cudaError_t status =
-      FC_LAUNCH((lstm_states_before_kernel<T>), grid_for(s.rows() * s.output, kThreads), kThreads,
+      FC_LAUNCH((lstm_states_before_kernel<T>), blocks_for(s.rows() * s.output, kThreads), kThreads,
                 0, stream, states);
   if (status != cudaSuccess) return status;
   return weight_gradient<T>(call, memory, memory.h_before, s.output, call.grad_weight_hh, stream);

@@ -58,7 +58,7 @@ template <class T, bool ToPadded>
 cudaError_t move_rows(const LstmRowMove<T>& move, const T* from, T* to, cudaStream_t stream) {
   const LstmShape& s = move.shape;
   const Move m{move.order, move.row_start, s.batch, move.width, s.steps * s.batch * move.width};
-  return FC_LAUNCH((lstm_move_rows_kernel<T, ToPadded>), grid_for(m.elements, kThreads), kThreads,
+  return FC_LAUNCH((lstm_move_rows_kernel<T, ToPadded>), blocks_for(m.elements, kThreads), kThreads,
                    0, stream, m, from, to);
 }
 
@@ -82,7 +82,7 @@ template <class T>
 cudaError_t launch_lstm_copy_states(const T* from, int64_t first_row, int64_t rows, int64_t width,
                                     T* to, cudaStream_t stream) {
   const int64_t skipped = first_row * width, count = (rows - first_row) * width;
-  return FC_LAUNCH((lstm_copy_states_kernel<T>), grid_for(count, kThreads), kThreads, 0, stream,
+  return FC_LAUNCH((lstm_copy_states_kernel<T>), blocks_for(count, kThreads), kThreads, 0, stream,
                    from == nullptr ? from : from + skipped, count, to + skipped);
 }
 

@@ -33,6 +33,7 @@ struct Options {
   uint64_t seed = 0;
   int multiprocessors = 4;  // what cudaDeviceGetAttribute answers
   int compute_capability = 80;
+  int64_t most_blocks = 2147483647;  // of a one-dimensional grid that grid_for plans
 };
 
 void set_options(const Options& options);

@@ -7,9 +7,10 @@
 using namespace fastconv::cuda_shim;
 
 FC_ENTRY void fastconv_shim_set_options(int schedule, int copy_at, int mma, uint64_t seed,
-                                        int multiprocessors, int compute_capability) {
+                                        int multiprocessors, int compute_capability,
+                                        int64_t most_blocks) {
   set_options({static_cast<Schedule>(schedule), static_cast<CopyAt>(copy_at),
-               static_cast<MmaMode>(mma), seed, multiprocessors, compute_capability});
+               static_cast<MmaMode>(mma), seed, multiprocessors, compute_capability, most_blocks});
 }
 
 FC_ENTRY void* fastconv_shim_allocate(int64_t bytes, int64_t alignment, int flush,

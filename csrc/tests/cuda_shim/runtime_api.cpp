@@ -97,6 +97,10 @@ cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t
 
 namespace fastconv::cuda_shim {
 
+int64_t most_blocks() {
+  return options().most_blocks;
+}
+
 void fail_launch(int64_t number) {
   launches_until_failure = number;
 }

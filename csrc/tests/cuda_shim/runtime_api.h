@@ -52,6 +52,9 @@ namespace fastconv::cuda_shim {
 // The name that error messages and kernel_trace() give the next launch. `text` is a literal.
 void note_kernel(const char* text);
 
+// Options::most_blocks, for launchers.
+int64_t most_blocks();
+
 // Runs body(context) once per CUDA thread of the grid.
 cudaError_t run_grid(const cudaLaunchConfig_t& config, void (*body)(void*), void* context);
 
