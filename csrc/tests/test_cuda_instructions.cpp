@@ -186,10 +186,13 @@ void test_sums_are_exact_or_cut_off() {
   CHECK(sum_of(exact, kBig, 0.5f, 0.5f, 0.5f) == kBig + 8);
   CHECK(sum_of(ampere, kBig, 0.5f, 0.5f, 0.5f) == kBig);
   CHECK(sum_of(hopper, kBig, 0.5f, 0.5f, 0.5f) == kBig + 8);
+  // Three quarters: what lies below the last bit is cut off, not rounded.
+  CHECK(sum_of(ampere, kBig, 0.75f, 0.75f, 0.75f) == kBig);
+  CHECK(sum_of(hopper, kBig, 0.75f, 0.75f, 0.75f) == kBig + 8);
   // Ones: both keep them.
   CHECK(sum_of(ampere, kBig, 1.0f, 1.0f, 1.0f) == kBig + 16);
   CHECK(sum_of(hopper, kBig, 1.0f, 1.0f, 1.0f) == kBig + 16);
-  // The sum is cut off, not rounded: 2^24 + 3 lies between two floats, nearer to neither.
+  // So is the sum: 2^24 + 3 lies between two floats, nearer to neither.
   CHECK(sum_of(exact, kBig, 3.0f, 0.0f, 0.0f) == kBig + 4);
   CHECK(sum_of(ampere, kBig, 3.0f, 0.0f, 0.0f) == kBig + 2);
   CHECK(sum_of(hopper, -kBig, -3.0f, 0.0f, 0.0f) == -kBig - 2);
@@ -294,6 +297,7 @@ __global__ void wrong_copy_kernel(const unsigned char* input, int to, int from, 
 }
 
 // Three groups of one copy; output: what each one's place holds when at most 2, 1, 0 are pending.
+// What is added to a place while its copy is pending stays only if the copy has already happened.
 __global__ void groups_kernel(const float4* input, float* output) {
   FC_DYNAMIC_SHARED(float4, places);
   for (int i = 0; i < 3; ++i) {
@@ -308,6 +312,7 @@ __global__ void groups_kernel(const float4* input, float* output) {
   look(0);
   cuda::cp_async_wait<1>();
   look(1);
+  places[2].x += 10.0f;
   cuda::cp_async_wait<0>();
   look(2);
 }
@@ -346,9 +351,10 @@ void test_copies_come_in_groups() {
     CHECK(FC_LAUNCH(groups_kernel, 1, 1, 48, nullptr, input.data(), output.data()) == cudaSuccess);
     for (int at = 0; at < 3; ++at) {
       for (int i = 0; i < 3; ++i) {
-        const bool there = copy_at == CopyAt::kIssue || i <= at;
-        CHECK(there ? output[3 * at + i] == static_cast<float>(i + 1)
-                    : std::isnan(output[3 * at + i]));
+        const bool early = copy_at == CopyAt::kIssue, added = early && at == 2 && i == 2;
+        CHECK(early || i <= at
+                  ? output[3 * at + i] == static_cast<float>(i + 1) + (added ? 10.0f : 0.0f)
+                  : std::isnan(output[3 * at + i]));
       }
     }
   }
@@ -369,6 +375,7 @@ void test_wrong_copies_are_reported() {
   CHECK(copy(32, 0, 16) == cudaErrorLaunchFailure);
   CHECK(error_has("16 bytes at offset 32 are not in the block's 32 bytes of shared memory"));
   CHECK(copy(-16, 0, 16) == cudaErrorLaunchFailure);
+  CHECK(error_has("16 bytes at offset -16 are not in"));
   CHECK(copy(0, 0, 17) == cudaErrorLaunchFailure);
   CHECK(error_has("cp.async of 17 valid bytes"));
   CHECK(copy(0, 0, -1) == cudaErrorLaunchFailure);
@@ -461,6 +468,11 @@ __global__ void lanes_leave_kernel(int* output, int leaving) {
   output[lane] = __shfl_xor_sync(0xffffffffu, lane, 1);
 }
 
+__global__ void two_masks_kernel(int* output) {
+  const int lane = static_cast<int>(threadIdx.x);
+  output[lane] = __shfl_xor_sync(lane < 16 ? 0xffffffffu : 0xfffffffeu, lane, 1);
+}
+
 constexpr int kBarrierLine = __LINE__ + 3;
 __global__ void threads_leave_kernel(int leaving) {
   if (static_cast<int>(threadIdx.x) < leaving) return;
@@ -484,7 +496,15 @@ void test_lines_are_named() {
     CHECK(FC_LAUNCH(threads_leave_kernel, 1, 64, 0, nullptr, 5) == cudaErrorLaunchFailure);
     CHECK(error_has(at(kBarrierLine).c_str()));
     CHECK(error_has("threads_leave_kernel, block (0, 0, 0)"));
+    CHECK(FC_LAUNCH(two_masks_kernel, 1, 32, 0, nullptr, output.data()) == cudaErrorLaunchFailure);
+    CHECK(error_has("meets lane"));
   });
+  // With ascending threads those that leave have left when the first of the others arrives.
+  CHECK(FC_LAUNCH(lanes_leave_kernel, 1, 32, 0, nullptr, output.data(), 3) ==
+        cudaErrorLaunchFailure);
+  CHECK(error_has("mask 0xffffffff names lane 0, which has ended"));
+  CHECK(FC_LAUNCH(threads_leave_kernel, 1, 64, 0, nullptr, 5) == cudaErrorLaunchFailure);
+  CHECK(error_has("barrier after 5 threads of the block have ended"));
 }
 
 }  // namespace

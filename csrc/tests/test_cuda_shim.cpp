@@ -298,6 +298,29 @@ void test_blocks_in_any_order() {
   CHECK(wrong > 0 || !kRacesAllowed);
 }
 
+// When each block begins and ends, by a clock that every event advances.
+__global__ void events_kernel(unsigned* clock, unsigned* begins, unsigned* ends) {
+  if (threadIdx.x == 0) begins[blockIdx.x] = atomicAdd(clock, 1u);
+  __syncthreads();
+  if (threadIdx.x == 0) ends[blockIdx.x] = atomicAdd(clock, 1u);
+}
+
+void test_blocks_run_at_once_or_not() {
+  constexpr int kBlocks = 7;
+  Device<unsigned> clock("clock", 1), begins("begins", kBlocks), ends("ends", kBlocks);
+  for_each_schedule([&] {
+    clock[0] = 0;
+    CHECK(FC_LAUNCH(events_kernel, kBlocks, 32, 0, nullptr, clock.data(), begins.data(),
+                    ends.data()) == cudaSuccess);
+    int overlaps = 0;
+    for (int a = 0; a < kBlocks; ++a)
+      for (int b = 0; b < kBlocks; ++b) overlaps += begins[a] < begins[b] && begins[b] < ends[a];
+    const bool several = cuda_shim::options().schedule == Schedule::kBlocksReversed;
+    CHECK((overlaps > 0) == several);
+    CHECK(several ? begins[0] > begins[kBlocks - 1] : begins[0] == 0);
+  });
+}
+
 __global__ void index_kernel(int* output) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
@@ -414,6 +437,7 @@ int main(int count, char** arguments) {
   test_writes_into_gaps_show();
   test_alignment_is_checked();
   test_blocks_in_any_order();
+  test_blocks_run_at_once_or_not();
   test_launch_limits();
   test_half_types_convert();
   test_failing_launches();
