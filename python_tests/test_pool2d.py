@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -636,3 +636,28 @@ def test_output_size_agrees_with_torch_everywhere() -> None:
                                 fastF.avg_pool2d(x, *options)
                         else:
                             assert fastF.avg_pool2d(x, *options).shape == expected
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1)], ids=["2x2s2", "3x3s2"])
+@pytest.mark.parametrize("pool", [fastF.max_pool2d, fastF.avg_pool2d], ids=["max", "avg"])
+def test_tensors_beyond_the_caches_give_the_same(
+    pool: Callable[..., Tensor],
+    window: tuple[int, int, int],
+    channels_last: bool,
+    two_threads: None,
+) -> None:
+    """Passes over more than 48 MiB write past the caches; those over halves of the batch do not."""
+    x = make_input((4, 48, 230, 230), channels_last, torch.float32, False)
+    whole = leaf(x)
+    output = pool(whole, *window)
+    assert (x.numel() + output.numel()) * 4 > 48 << 20
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    assert whole.grad is not None
+    for half in (slice(0, 2), slice(2, 4)):
+        part = leaf(x[half])
+        expected = pool(part, *window)
+        assert_same_bits(output[half].detach(), expected.detach())
+        expected.backward(grad[half])
+        assert_same_bits(whole.grad[half], part.grad)

@@ -71,7 +71,8 @@ void run_max_forward(const Pool2dShape& shape, bool channels_last, const Tensor&
   dispatch_float_or_double(x, [&](auto type) {
     using T = decltype(type);
     cpu::max_pool2d_forward<T>({shape, channels_last, x.const_data_ptr<T>(), strides_of(x),
-                                output.mutable_data_ptr<T>(), out_strides, taps});
+                                output.mutable_data_ptr<T>(), out_strides, taps,
+                                cpu::exceeds_caches(shape)});
   });
 }
 
@@ -162,7 +163,8 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output, const Tensor& offsets,
     using T = decltype(type);
     cpu::max_pool2d_backward<T>({shape, channels_last, go.const_data_ptr<T>(), strides_of(go),
                                  taps.const_data_ptr(), strides_of(taps),
-                                 grad_input.mutable_data_ptr<T>(), gi_strides});
+                                 grad_input.mutable_data_ptr<T>(), gi_strides,
+                                 cpu::exceeds_caches(shape)});
   });
   return grad_input;
 }
@@ -220,7 +222,8 @@ Tensor avg_pool2d_cpu(const Tensor& input, at::IntArrayRef kernel_size, at::IntA
   dispatch_float_or_double(x, [&](auto type) {
     using T = decltype(type);
     cpu::avg_pool2d_forward<T>({shape, channels_last, divisor, x.const_data_ptr<T>(), strides_of(x),
-                                output.mutable_data_ptr<T>(), out_strides});
+                                output.mutable_data_ptr<T>(), out_strides,
+                                cpu::exceeds_caches(shape)});
   });
   return output;
 }
@@ -252,9 +255,10 @@ Tensor avg_pool2d_backward_cpu(const Tensor& grad_output, at::IntArrayRef input_
   const Scratch scratch(cpu::avg_pool2d_backward_scratch(shape, divisor));
   dispatch_float_or_double(go, [&](auto type) {
     using T = decltype(type);
-    cpu::avg_pool2d_backward<T>({shape, channels_last, divisor, go.const_data_ptr<T>(),
-                                 strides_of(go), grad_input.mutable_data_ptr<T>(), gi_strides},
-                                scratch.data());
+    cpu::avg_pool2d_backward<T>(
+        {shape, channels_last, divisor, go.const_data_ptr<T>(), strides_of(go),
+         grad_input.mutable_data_ptr<T>(), gi_strides, cpu::exceeds_caches(shape)},
+        scratch.data());
   });
   return grad_input;
 }

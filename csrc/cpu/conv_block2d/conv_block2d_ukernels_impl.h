@@ -184,7 +184,8 @@ inline void spread_winners(const SpreadWinners& task) {
     for (int64_t j = 0; j < task.cells; j += kLanes) {
       const int64_t lanes = lanes_left(task.cells, j);
       const auto g = Simd::load_masked(task.grad + i * task.cells + j, Simd::mask_first(lanes));
-      const auto winner = Simd::load_range(task.offsets + i * task.cells + j, 0, lanes);
+      const auto winner =
+          Simd::load_range(task.offsets + i * task.cells + j, 0, lanes, Simd::mask_first(lanes));
       Simd::Reg taps[4];
 #pragma GCC unroll 4
       for (int t = 0; t < 4; ++t)

@@ -42,7 +42,7 @@ AvgGradUniform divide_first(const AvgPool2dBackward<float>& call, float* scaled)
                    for (int64_t plane = range.begin; plane < range.end; ++plane)
                      divide_plane(call, plane, scaled, strides);
                  });
-  return {s, 1.0f, scaled, strides, call.grad_input, call.grad_input_strides};
+  return {s, 1.0f, scaled, strides, call.grad_input, call.grad_input_strides, call.stream, 0};
 }
 
 }  // namespace
@@ -67,10 +67,13 @@ void avg_pool2d_forward(const AvgPool2dForward<float>& original) {
   const Isa isa = active_isa();
   const PoolKernel kernel = choose_kernel(s, call.channels_last);
   record_kernel(KernelId::kAvgPool2dForward, kernel_algorithm(kernel), isa);
-  const auto run = pool2d_kernels(isa).avg_forward[static_cast<int>(kernel)];
+  const Pool2dKernels& kernels = pool2d_kernels(isa);
+  const auto run = kernels.avg_forward[static_cast<int>(kernel)];
   const int64_t rows = s.batch * s.out_height * (call.channels_last ? 1 : s.channels);
-  for_row_ranges(rows, output_elements(s) * s.taps(), bytes_moved(s),
-                 [&](RowRange range) { run(call, range); });
+  for_row_ranges(rows, output_elements(s) * s.taps(), bytes_moved(s), [&](RowRange range) {
+    run(call, range);
+    if (call.stream) kernels.fence();
+  });
 }
 
 int64_t avg_pool2d_backward_scratch(const Pool2dShape& shape, const AvgDivisor& divisor) {
@@ -97,7 +100,7 @@ void avg_pool2d_backward(const AvgPool2dBackward<float>& original, float* scratc
   const Isa isa = active_isa();
   const PoolKernel kernel = choose_kernel(s, call.channels_last);
   record_kernel(KernelId::kAvgPool2dBackward, kernel_algorithm(kernel), isa);
-  const auto run = pool2d_kernels(isa).avg_backward[static_cast<int>(kernel)];
+  const Pool2dKernels& kernels = pool2d_kernels(isa);
   const int64_t divisor = uniform_divisor(s, call.divisor);
   const AvgGradUniform uniform = divisor == 0 ? divide_first(call, scratch)
                                               : AvgGradUniform{s,
@@ -105,10 +108,11 @@ void avg_pool2d_backward(const AvgPool2dBackward<float>& original, float* scratc
                                                                call.grad_output,
                                                                call.grad_output_strides,
                                                                call.grad_input,
-                                                               call.grad_input_strides};
-  const int64_t rows = s.batch * s.in_height * (call.channels_last ? 1 : s.channels);
-  for_row_ranges(rows, output_elements(s) * s.taps(), bytes_moved(s),
-                 [&](RowRange range) { run(uniform, range); });
+                                                               call.grad_input_strides,
+                                                               call.stream,
+                                                               0};
+  run_backward(kernels, kernel, uniform, kernels.avg_backward[static_cast<int>(kernel)],
+               bytes_moved(s));
 }
 
 }  // namespace fastconv::cpu

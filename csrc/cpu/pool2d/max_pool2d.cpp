@@ -35,10 +35,14 @@ void max_pool2d_forward(const MaxPool2dForward<float>& original) {
   const Isa isa = active_isa();
   const PoolKernel kernel = choose_kernel(s, call.channels_last);
   record_kernel(KernelId::kMaxPool2dForward, kernel_algorithm(kernel), isa);
-  const auto run = pool2d_kernels(isa).max_forward[static_cast<int>(kernel)];
+  const Pool2dKernels& kernels = pool2d_kernels(isa);
+  const auto run = kernels.max_forward[static_cast<int>(kernel)];
   const int64_t rows = s.batch * s.out_height * (call.channels_last ? 1 : s.channels);
   for_row_ranges(rows, output_elements(s) * s.taps(), bytes_moved(s, call.offsets != nullptr),
-                 [&](RowRange range) { run(call, range); });
+                 [&](RowRange range) {
+                   run(call, range);
+                   if (call.stream) kernels.fence();
+                 });
 }
 
 template <>
@@ -61,10 +65,9 @@ void max_pool2d_backward(const MaxPool2dBackward<float>& original) {
   const Isa isa = active_isa();
   const PoolKernel kernel = choose_kernel(s, call.channels_last);
   record_kernel(KernelId::kMaxPool2dBackward, kernel_algorithm(kernel), isa);
-  const auto run = pool2d_kernels(isa).max_backward[static_cast<int>(kernel)];
-  const int64_t rows = s.batch * s.in_height * (call.channels_last ? 1 : s.channels);
-  for_row_ranges(rows, output_elements(s) * s.taps(), bytes_moved(s, true),
-                 [&](RowRange range) { run(call, range); });
+  const Pool2dKernels& kernels = pool2d_kernels(isa);
+  run_backward(kernels, kernel, call, kernels.max_backward[static_cast<int>(kernel)],
+               bytes_moved(s, true));
 }
 
 template <typename T>

@@ -30,6 +30,18 @@ inline OffsetType offset_type_of(int64_t taps) {
   return taps <= kMaxByteTaps ? OffsetType::kUint8 : OffsetType::kInt32;
 }
 
+// Whether a pass over float tensors should set `stream` in its call: results then go to memory past
+// the caches where the kernel can, without reading the lines first. True when input and output
+// together exceed what a core finds in the last-level cache, so that little of the result would
+// still be there for whoever reads it. Results are the same either way.
+inline constexpr int64_t kStreamBytes = int64_t{48} << 20;
+
+inline bool exceeds_caches(const Pool2dShape& s) {
+  const int64_t planes = s.batch * s.channels;
+  const int64_t pixels = s.in_height * s.in_width + s.out_height * s.out_width;
+  return planes * pixels * static_cast<int64_t>(sizeof(float)) > kStreamBytes;
+}
+
 template <typename T>
 struct MaxPool2dForward {
   Pool2dShape shape;
@@ -39,6 +51,7 @@ struct MaxPool2dForward {
   T* output;
   Strides4 output_strides;
   void* offsets;  // strides of the output, type offset_type_of(taps); nullptr: not recorded
+  bool stream = false;
 };
 
 template <typename T>
@@ -51,6 +64,8 @@ struct MaxPool2dBackward {
   Strides4 offset_strides;
   T* grad_input;
   Strides4 grad_input_strides;
+  bool stream = false;
+  int64_t first_element = 0;  // of grad_input's tensor: the one `grad_input` points at
 };
 
 // output = source at the winning taps: the adjoint of the backward pass.
@@ -90,6 +105,7 @@ struct AvgPool2dForward {
   Strides4 input_strides;
   T* output;
   Strides4 output_strides;
+  bool stream = false;
 };
 
 template <typename T>
@@ -101,6 +117,7 @@ struct AvgPool2dBackward {
   Strides4 grad_output_strides;
   T* grad_input;
   Strides4 grad_input_strides;
+  bool stream = false;
 };
 
 // Instantiated for float and double.

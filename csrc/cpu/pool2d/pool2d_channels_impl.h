@@ -16,8 +16,23 @@ using fastconv::cpu::RowRange;
 
 constexpr int kBlockVectors = 4;  // vectors of channels that share one walk over the window
 
+// True when the channels of every pixel are whole cache lines.
+inline bool streams_channels(const Pool2dShape& s, const float* target, const Strides4& strides) {
+  constexpr int64_t kLineFloats = 16;
+  return (s.channels | strides.batch | strides.row | strides.column) % kLineFloats == 0 &&
+         reinterpret_cast<uintptr_t>(target) % (kLineFloats * sizeof(float)) == 0;
+}
+
+// As prefetch_row in pool2d_rows_impl.h; only for tensors that come out of memory.
+template <int Vectors>
+inline void prefetch_channels(const float* p) {
+  constexpr int64_t kAhead = 2048;
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) __builtin_prefetch(p + v * kLanes + kAhead);
+}
+
 // Vectors * kLanes channels of one output (the last vector has `last` of them).
-template <int Vectors, class Pool>
+template <int Vectors, bool Stream, class Pool>
 inline void pool_pixel(const Pool& pool, const float* first, TapRange rows, TapRange columns,
                        typename Pool::Row row, typename Pool::Columns column_data, int64_t element,
                        int64_t last) {
@@ -32,6 +47,10 @@ inline void pool_pixel(const Pool& pool, const float* first, TapRange rows, TapR
     for (int64_t q = columns.begin; q < columns.end; ++q) {
       const float* tap = first + r * row_step + q * column_step;
       const int64_t number = r * s.kernel_width + q;
+      if constexpr (Stream) {
+        if (r >= s.kernel_height - s.stride_height && q >= s.kernel_width - s.stride_width)
+          prefetch_channels<Vectors>(tap);
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
         pool.add(state[v],
@@ -41,11 +60,12 @@ inline void pool_pixel(const Pool& pool, const float* first, TapRange rows, TapR
   }
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v)
-    pool.store(state[v], row, column_data, element + v * kLanes, Vectors == 1 ? last : kLanes);
+    pool.template store<Stream>(state[v], row, column_data, element + v * kLanes,
+                                Vectors == 1 ? last : kLanes);
 }
 
-template <class Pool>
-void pool_channels(const Pool& pool, RowRange range) {
+template <bool Stream, class Pool>
+void pool_channel_rows(const Pool& pool, RowRange range) {
   const Pool2dShape& s = pool.call.shape;
   const Strides4& in = pool.call.input_strides;
   const Strides4& out = pool.call.output_strides;
@@ -64,12 +84,21 @@ void pool_channels(const Pool& pool, RowRange range) {
       const int64_t element = n * out.batch + i * out.row + j * out.column;
       int64_t c = 0;
       for (; c + kBlockVectors * kLanes <= s.channels; c += kBlockVectors * kLanes)
-        pool_pixel<kBlockVectors>(pool, first + c, rows, columns, row, data, element + c, kLanes);
+        pool_pixel<kBlockVectors, Stream>(pool, first + c, rows, columns, row, data, element + c,
+                                          kLanes);
       for (; c < s.channels; c += kLanes)
-        pool_pixel<1>(pool, first + c, rows, columns, row, data, element + c,
-                      min_of(kLanes, s.channels - c));
+        pool_pixel<1, Stream>(pool, first + c, rows, columns, row, data, element + c,
+                              min_of(kLanes, s.channels - c));
     }
   }
+}
+
+template <class Pool>
+void pool_channels(const Pool& pool, RowRange range) {
+  if (pool.call.stream &&
+      streams_channels(pool.call.shape, pool.call.output, pool.call.output_strides))
+    return pool_channel_rows<true>(pool, range);
+  pool_channel_rows<false>(pool, range);
 }
 
 // Windows with a tap at one position, and the tap: window w has tap (padded - w * stride) /
@@ -95,7 +124,7 @@ struct TapWindows {
   }
 };
 
-template <int Vectors, class Grad>
+template <int Vectors, bool Stream, class Grad>
 inline void grad_pixel(const Grad& grad, int64_t n, int64_t c, const TapWindows& rows,
                        const TapWindows& columns, float* target, int64_t last) {
   const Simd::Mask mask = Simd::mask_first(last);
@@ -109,7 +138,10 @@ inline void grad_pixel(const Grad& grad, int64_t n, int64_t c, const TapWindows&
       const int64_t q = columns.tap(j);
       if (q < 0) continue;
       const auto source = grad.source(n, c, i, j);
-      const Simd::Ints tap = grad.tap(r, q);
+      const Simd::Ints tap = grad.tap(r * grad.call.shape.kernel_width + q);
+      if constexpr (Stream) {
+        if (r == 0 && q == 0) grad.template prefetch<Vectors>(source);
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
         sum[v] = Vectors == 1 ? grad.add_range(sum[v], source, 0, tap, 0, last, mask)
@@ -118,12 +150,29 @@ inline void grad_pixel(const Grad& grad, int64_t n, int64_t c, const TapWindows&
   }
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v)
-    store_lanes(target + v * kLanes, grad.finish(sum[v]), Vectors == 1 ? last : kLanes);
+    store_lanes<Stream>(target + v * kLanes, grad.finish(sum[v]), Vectors == 1 ? last : kLanes);
+}
+
+// kBlockVectors * kLanes channels of one window to columns `range` of a row.
+template <bool Stream, class Grad>
+inline void give_block(const Grad& grad, typename Grad::Source source, int64_t first_tap,
+                       RowRange range, float* row) {
+  typename Grad::Windows window[kBlockVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kBlockVectors; ++v)
+    window[v] = grad.all_windows(grad.advance(source, v * kLanes));
+  for (int64_t at = range.begin; at < range.end; ++at) {
+    const Simd::Ints tap = grad.tap(first_tap + at);
+    float* target = row + at * grad.call.grad_input_strides.column;
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v)
+      store_lanes<Stream>(target + v * kLanes, grad.give(window[v], tap), kLanes);
+  }
 }
 
 // Windows that do not overlap: each gives its channels to its taps in turn, and inputs of no window
 // become zero.
-template <class Grad>
+template <bool Stream, class Grad>
 void grad_separate_channels(const Grad& grad, RowRange range) {
   const Pool2dShape& s = grad.call.shape;
   const Strides4& gi = grad.call.grad_input_strides;
@@ -137,18 +186,24 @@ void grad_separate_channels(const Grad& grad, RowRange range) {
     const auto fill_zero = [&](int64_t begin, int64_t end) {
       for (int64_t x = begin; x < end; ++x)
         for (int64_t c = 0; c < s.channels; c += kLanes)
-          store_lanes(row + x * gi.column + c, Simd::zero(), min_of(kLanes, s.channels - c));
+          store_lanes<Stream>(row + x * gi.column + c, Simd::zero(),
+                              min_of(kLanes, s.channels - c));
     };
     int64_t x = 0;
     for (int64_t j = 0; j < windows && x < s.in_width; ++j) {
       const int64_t origin = j * s.stride_width - s.padding_width;
       const int64_t end = min_of(origin + s.kernel_width, s.in_width);
       const auto source = grad.source(n, 0, i, j);
-      for (int64_t c = 0; c < s.channels; c += kLanes) {
+      int64_t c = 0;
+      for (; c + kBlockVectors * kLanes <= s.channels; c += kBlockVectors * kLanes)
+        give_block<Stream>(grad, grad.advance(source, c), r * s.kernel_width - origin, {x, end},
+                           row + c);
+      for (; c < s.channels; c += kLanes) {
         const int64_t count = min_of(kLanes, s.channels - c);
         const auto window = grad.windows(grad.advance(source, c), count);
         for (int64_t at = x; at < end; ++at)
-          store_lanes(row + at * gi.column + c, grad.give(window, grad.tap(r, at - origin)), count);
+          store_lanes<Stream>(row + at * gi.column + c,
+                              grad.give(window, grad.tap(r * s.kernel_width + at - origin)), count);
       }
       const int64_t next = min_of(origin + s.stride_width, s.in_width);
       fill_zero(end, next);
@@ -159,13 +214,13 @@ void grad_separate_channels(const Grad& grad, RowRange range) {
 }
 
 // Every input gathers from the windows that hold it, in row-major order of the windows.
-template <class Grad>
-void grad_channels(const Grad& grad, RowRange range) {
+template <bool Stream, class Grad>
+void grad_channel_rows(const Grad& grad, RowRange range) {
   const Pool2dShape& s = grad.call.shape;
   const Strides4& gi = grad.call.grad_input_strides;
   if (s.dilation_height == 1 && s.dilation_width == 1 && s.stride_height >= s.kernel_height &&
       s.stride_width >= s.kernel_width)
-    return grad_separate_channels(grad, range);
+    return grad_separate_channels<Stream>(grad, range);
   const int64_t extent_height = (s.kernel_height - 1) * s.dilation_height + 1;
   const int64_t extent_width = (s.kernel_width - 1) * s.dilation_width + 1;
   for (int64_t flat = range.begin; flat < range.end; ++flat) {
@@ -180,11 +235,20 @@ void grad_channels(const Grad& grad, RowRange range) {
       float* target = grad.call.grad_input + n * gi.batch + y * gi.row + x * gi.column;
       int64_t c = 0;
       for (; c + kBlockVectors * kLanes <= s.channels; c += kBlockVectors * kLanes)
-        grad_pixel<kBlockVectors>(grad, n, c, rows, columns, target + c, kLanes);
+        grad_pixel<kBlockVectors, Stream>(grad, n, c, rows, columns, target + c, kLanes);
       for (; c < s.channels; c += kLanes)
-        grad_pixel<1>(grad, n, c, rows, columns, target + c, min_of(kLanes, s.channels - c));
+        grad_pixel<1, Stream>(grad, n, c, rows, columns, target + c,
+                              min_of(kLanes, s.channels - c));
     }
   }
+}
+
+template <class Grad>
+void grad_channels(const Grad& grad, RowRange range) {
+  if (grad.call.stream &&
+      streams_channels(grad.call.shape, grad.call.grad_input, grad.call.grad_input_strides))
+    return grad_channel_rows<true>(grad, range);
+  grad_channel_rows<false>(grad, range);
 }
 
 }  // namespace

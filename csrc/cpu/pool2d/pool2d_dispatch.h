@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "cpu/pool2d/pool2d_ukernels.h"
 #include "cpu/runtime/parallel.h"
@@ -68,6 +69,63 @@ inline int64_t input_elements(const Pool2dShape& s) {
 
 inline int64_t output_elements(const Pool2dShape& s) {
   return s.batch * s.channels * s.out_height * s.out_width;
+}
+
+// --- Results past the caches --------------------------------------------------------------------
+
+inline constexpr int64_t kStageFloats = 4096;  // a third of L1
+
+// Rows of `row` floats that fit the stage: where possible even in number, since windows of stride 2
+// share the work of two rows, and whole cache lines, so that no two blocks write the same one.
+inline int64_t staged_rows(int64_t row) {
+  constexpr int64_t kLineFloats = 16;
+  const int64_t fit = kStageFloats / row;
+  const int64_t whole = 2 * kLineFloats / std::gcd(row, kLineFloats);
+  return fit >= whole ? fit / whole * whole : fit;
+}
+
+// Rows of grad_input, dense and one after another, by a kernel that writes them into a stage in L1,
+// from where they go past the caches: rows are seldom whole lines, and a line written in two parts
+// would be read and written twice. Precondition: staged_rows(row) > 0.
+template <class Call, class Run>
+void stream_rows(const Pool2dKernels& kernels, const Call& call, int64_t row, RowRange range,
+                 const Run& run) {
+  alignas(64) float stage[kStageFloats];
+  const int64_t block = staged_rows(row);
+  Call staged = call;
+  staged.grad_input = stage;
+  for (int64_t begin = range.begin; begin < range.end;) {
+    const int64_t end = std::min(range.end, begin / block * block + block);
+    staged.first_element = begin * row;
+    run(staged, RowRange{begin, end});
+    kernels.stream(stage, (end - begin) * row, call.grad_input + begin * row);
+    begin = end;
+  }
+  kernels.fence();
+}
+
+// True when stream_rows may serve a backward pass. Kernels of general windows scatter into whole
+// planes.
+inline bool streams_rows(const Pool2dShape& s, PoolKernel kernel, const Strides4& grad_input) {
+  if (kernel == PoolKernel::kGeneral || kernel == PoolKernel::kChannelsLast) return false;
+  return staged_rows(s.in_width) > 0 && grad_input.row == s.in_width &&
+         grad_input.channel == s.in_height * s.in_width &&
+         grad_input.batch == s.channels * grad_input.channel;
+}
+
+// A backward pass over rows of grad_input.
+template <class Call>
+void run_backward(const Pool2dKernels& kernels, PoolKernel kernel, const Call& call,
+                  void (*run)(const Call&, RowRange), int64_t bytes) {
+  const Pool2dShape& s = call.shape;
+  const bool channels_last = kernel == PoolKernel::kChannelsLast;
+  const bool staged = call.stream && streams_rows(s, kernel, call.grad_input_strides);
+  const int64_t rows = s.batch * s.in_height * (channels_last ? 1 : s.channels);
+  for_row_ranges(rows, output_elements(s) * s.taps(), bytes, [&](RowRange range) {
+    if (staged) return stream_rows(kernels, call, s.in_width, range, run);
+    run(call, range);
+    if (call.stream) kernels.fence();
+  });
 }
 
 }  // namespace fastconv::cpu

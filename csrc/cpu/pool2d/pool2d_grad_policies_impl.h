@@ -18,6 +18,10 @@ inline int64_t element_of(const Strides4& strides, int64_t n, int64_t c, int64_t
   return n * strides.batch + c * strides.channel + i * strides.row + j * strides.column;
 }
 
+// Elements between a window that is read and what is fetched meanwhile, where tensors come out of
+// memory: rows of gradients and of offsets are more streams than the hardware follows.
+constexpr int64_t kSourceAhead = 1024;
+
 // Marks lanes between windows; stays negative when a tap number is added.
 constexpr int32_t kNoTap = INT32_MIN;
 
@@ -42,9 +46,13 @@ struct MaxGrad {
     const Strides4 &a = call.offset_strides, &b = call.grad_output_strides;
     return a.batch == b.batch && a.channel == b.channel && a.row == b.row;
   }
-  Simd::Ints tap(int64_t r, int64_t q) const {
-    return Simd::set1_int(static_cast<int32_t>(r * call.shape.kernel_width + q));
+  template <int Vectors>
+  void prefetch(Source s) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s.grad + v * Simd::kLanes + kSourceAhead);
+    __builtin_prefetch(s.offset + kSourceAhead);
   }
+  Simd::Ints tap(int64_t number) const { return Simd::set1_int(static_cast<int32_t>(number)); }
   Simd::Reg add_all(Simd::Reg sum, Source s, int64_t at, Simd::Ints tap) const {
     const Simd::Mask won = Simd::equal_int(Simd::load_all(s.offset + at), tap);
     return Simd::add_masked(sum, won, Simd::load(s.grad + at));
@@ -52,7 +60,7 @@ struct MaxGrad {
   // Only lanes [begin, end), which `mask` repeats, exist.
   Simd::Reg add_range(Simd::Reg sum, Source s, int64_t at, Simd::Ints tap, int64_t begin,
                       int64_t end, Simd::Mask mask) const {
-    const Simd::Mask won = Simd::equal_int(Simd::load_range(s.offset + at, begin, end), tap);
+    const Simd::Mask won = Simd::equal_int(Simd::load_range(s.offset + at, begin, end, mask), tap);
     return Simd::add_masked(sum, won, Simd::load_masked(s.grad + at, mask));
   }
   Simd::Reg finish(Simd::Reg sum) const { return sum; }
@@ -64,8 +72,9 @@ struct MaxGrad {
   };
   Windows windows(Source s, int64_t count) const {
     return {Simd::load_masked(s.grad, Simd::mask_first(count)),
-            Simd::load_range(s.offset, 0, count)};
+            Simd::load_range(s.offset, 0, count, Simd::mask_first(count))};
   }
+  Windows all_windows(Source s) const { return {Simd::load(s.grad), Simd::load_all(s.offset)}; }
   // Lane l is tap `tap` of window l.
   Simd::Reg give(const Windows& w, Simd::Ints tap) const {
     return Simd::select(Simd::equal_int(w.offset, tap), w.grad, Simd::zero());
@@ -98,7 +107,12 @@ struct AvgGrad {
   }
   Source advance(Source s, int64_t outputs) const { return s + outputs; }
   bool sources_dense() const { return true; }
-  Simd::Ints tap(int64_t, int64_t) const { return Simd::set1_int(0); }
+  template <int Vectors>
+  void prefetch(Source s) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s + v * Simd::kLanes + kSourceAhead);
+  }
+  Simd::Ints tap(int64_t) const { return Simd::set1_int(0); }
   Simd::Reg add_all(Simd::Reg sum, Source s, int64_t at, Simd::Ints) const {
     return Simd::add(sum, Simd::load(s + at));
   }
@@ -112,6 +126,7 @@ struct AvgGrad {
   Windows windows(Source s, int64_t count) const {
     return finish(Simd::load_masked(s, Simd::mask_first(count)));
   }
+  Windows all_windows(Source s) const { return finish(Simd::load(s)); }
   Simd::Reg give(Windows w, Simd::Ints) const { return w; }
   Simd::Reg spread(Windows w, Simd::Ints index, Simd::Ints taps, int64_t) const {
     const Simd::Mask none = Simd::equal_int(taps, Simd::set1_int(kNoTap));

@@ -27,7 +27,7 @@ inline void for_each_input_row(const Grad& grad, RowRange range, const Visit& vi
     const int64_t n = plane / s.channels;
     const int64_t c = plane % s.channels;
     for (; y < s.in_height && row < range.end; ++y, ++row)
-      visit(n, c, y, grad.call.grad_input + element_of(gi, n, c, y, 0));
+      visit(n, c, y, grad.call.grad_input + (element_of(gi, n, c, y, 0) - grad.call.first_element));
   }
 }
 
@@ -78,31 +78,44 @@ inline void store_inputs(float* target, Simd::Reg (&sum)[S], const Simd::Mask* i
   }
 }
 
-// Windows [begin, end) of rows that hold one input row.
+// One row of inputs and the rows of windows that hold it, upmost first.
+template <int K, int S, class Grad>
 struct InputRow {
-  int64_t n;
-  int64_t c;
-  int64_t padded;
-  TapRange windows;
+  static constexpr int kMaxWindows = (K + S - 1) / S;
+
+  InputRow(const Grad& grad, int64_t n, int64_t c, int64_t y, float* first) : target(first) {
+    const Pool2dShape& s = grad.call.shape;
+    const int64_t padded = y + s.padding_height;
+    const TapRange over = windows_over(padded, K, S, s.out_height);
+    for (int64_t i = over.begin; i < over.end; ++i, ++windows) {
+      source[windows] = grad.source(n, c, i, 0);
+#pragma GCC unroll 3
+      for (int q = 0; q < K; ++q) tap[windows][q] = grad.tap((padded - i * S) * K + q);
+    }
+  }
+
+  typename Grad::Source source[kMaxWindows];
+  Simd::Ints tap[kMaxWindows][K];
+  int windows = 0;
   float* target;  // column 0 of grad_input's row
 };
 
-template <int K, int S, bool Masked, class Grad>
-[[gnu::always_inline]] inline void grad_fixed_vector(const Grad& grad, const InputRow& row,
-                                                     int64_t base,
+template <int K, int S, int Windows, bool Masked, class Grad>
+[[gnu::always_inline]] inline void grad_fixed_vector(const Grad& grad,
+                                                     const InputRow<K, S, Grad>& row, int64_t base,
                                                      const GradEdge<S, (K + S - 1) / S>* edge) {
   constexpr int kShifts = (K + S - 1) / S;
   Simd::Reg sum[S];
   for (int p = 0; p < S; ++p) sum[p] = Simd::zero();
-  for (int64_t i = row.windows.begin; i < row.windows.end; ++i) {
-    const auto source = grad.source(row.n, row.c, i, 0);
-    const int64_t r = row.padded - i * S;
+#pragma GCC unroll 3
+  for (int i = 0; i < Windows; ++i) {
+    const auto source = row.source[i];
 #pragma GCC unroll 3
     for (int d = kShifts - 1; d >= 0; --d) {
 #pragma GCC unroll 2
       for (int p = 0; p < S; ++p) {
         if (d * S + p >= K) continue;
-        const Simd::Ints tap = grad.tap(r, d * S + p);
+        const Simd::Ints tap = row.tap[i][d * S + p];
         sum[p] = Masked ? grad.add_range(sum[p], source, base - d, tap, edge->begin[d],
                                          edge->end[d], edge->windows[d])
                         : grad.add_all(sum[p], source, base - d, tap);
@@ -143,66 +156,27 @@ struct GradVectors {
   int64_t inner_end;
 };
 
+template <int K, int S, int Windows, class Grad>
+inline void grad_fixed_row(const Grad& grad, const InputRow<K, S, Grad>& row,
+                           const GradVectors<K, S>& vectors) {
+  for (int64_t base = vectors.inner_begin; base < vectors.inner_end; base += kLanes)
+    grad_fixed_vector<K, S, Windows, false, Grad>(grad, row, base, nullptr);
+  for (int e = 0; e < vectors.count; ++e)
+    grad_fixed_vector<K, S, Windows, true>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
+}
+
 template <int K, int S, class Grad>
 void grad_fixed_rows(const Grad& grad, RowRange range) {
   const Pool2dShape& s = grad.call.shape;
   const GradVectors<K, S> vectors(s);
   for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
-    const int64_t padded = y + s.padding_height;
-    const InputRow row{n, c, padded, windows_over(padded, K, S, s.out_height), target};
-    for (int64_t base = vectors.inner_begin; base < vectors.inner_end; base += kLanes)
-      grad_fixed_vector<K, S, false, Grad>(grad, row, base, nullptr);
-    for (int e = 0; e < vectors.count; ++e)
-      grad_fixed_vector<K, S, true>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
+    const InputRow<K, S, Grad> row(grad, n, c, y, target);
+    constexpr int kMost = InputRow<K, S, Grad>::kMaxWindows;
+    if (row.windows == 3) return grad_fixed_row<K, S, min_of(3, kMost)>(grad, row, vectors);
+    if (row.windows == 2) return grad_fixed_row<K, S, min_of(2, kMost)>(grad, row, vectors);
+    if (row.windows == 1) return grad_fixed_row<K, S, 1>(grad, row, vectors);
+    grad_fixed_row<K, S, 0>(grad, row, vectors);
   });
-}
-
-// The counterpart of pool_packed_2x2: `group` rows of windows, at most kLanes windows, give at most
-// 4 * kLanes contiguous inputs. `range` counts rows of windows.
-template <class Grad>
-void grad_packed_2x2(const Grad& grad, RowRange range) {
-  const Pool2dShape& s = grad.call.shape;
-  const int64_t group = kLanes / s.out_width;
-  const int64_t window_row = 2 * s.in_width;  // inputs of one row of windows
-  Simd::Ints index[4];
-  Simd::Ints taps[4];
-  for (int64_t v = 0; v < 4; ++v) {
-    int32_t window[kLanes];
-    int32_t tap[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const int64_t at = v * kLanes + l;
-      const int64_t column = at % s.in_width;
-      const int64_t number = at / window_row * s.out_width + column / 2;
-      window[l] = at < group * window_row ? static_cast<int32_t>(number) : 0;
-      tap[l] = static_cast<int32_t>(2 * (at / s.in_width % 2) + column % 2);
-    }
-    index[v] = Simd::load_ints(window);
-    taps[v] = Simd::load_ints(tap);
-  }
-  const auto first = grad.source(0, 0, 0, 0);
-  for (int64_t row = range.begin; row < range.end; row += group) {
-    const int64_t rows = min_of(group, range.end - row);
-    const auto windows = grad.windows(grad.advance(first, row * s.out_width), rows * s.out_width);
-    float* target = grad.call.grad_input + row * window_row;
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < 4; ++v)
-      Simd::store_masked(target + v * kLanes, grad.spread(windows, index[v], taps[v], 0),
-                         lanes_in(v * kLanes, rows * window_row));
-  }
-}
-
-template <class Grad>
-void grad_2x2s2(const Grad& grad, RowRange range) {
-  const Pool2dShape& s = grad.call.shape;
-  if (s.out_width > kLanes || !grad.sources_dense() ||
-      !tiled_by_2x2(s, grad.call.grad_input_strides, grad.call.grad_output_strides))
-    return grad_fixed_rows<2, 2>(grad, range);
-  // A thread's range may begin or end between the two input rows of a window.
-  const RowRange whole{(range.begin + 1) / 2, range.end / 2};
-  if (whole.begin > whole.end) return grad_fixed_rows<2, 2>(grad, range);
-  if (range.begin < 2 * whole.begin) grad_fixed_rows<2, 2>(grad, {range.begin, 2 * whole.begin});
-  grad_packed_2x2(grad, whole);
-  if (2 * whole.end < range.end) grad_fixed_rows<2, 2>(grad, {2 * whole.end, range.end});
 }
 
 // As grad_fixed_rows for any kernel size.
@@ -225,8 +199,8 @@ void grad_gather_rows(const Grad& grad, RowRange range) {
           const int64_t end = clamp_to(s.out_width - base + d, begin, kLanes);
           const Simd::Mask mask = Simd::mask_range(begin, end);
           for (int p = 0; p < S && d * S + p < s.kernel_width; ++p)
-            sum[p] =
-                grad.add_range(sum[p], source, base - d, grad.tap(r, d * S + p), begin, end, mask);
+            sum[p] = grad.add_range(sum[p], source, base - d,
+                                    grad.tap(r * s.kernel_width + d * S + p), begin, end, mask);
         }
       }
       for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);

@@ -33,8 +33,12 @@ inline Simd::Mask lanes_in(int64_t first, int64_t size) {
   return Simd::mask_range(begin, clamp_to(size - first, begin, kLanes));
 }
 
+// With Stream, past the caches: all lanes count, and p is aligned.
+template <bool Stream = false>
 inline void store_lanes(float* p, Simd::Reg x, int64_t count) {
-  if (count == kLanes) {
+  if constexpr (Stream) {
+    Simd::stream(p, x);
+  } else if (count == kLanes) {
     Simd::store(p, x);
   } else {
     Simd::store_masked(p, x, Simd::mask_first(count));
@@ -57,8 +61,9 @@ struct MaxValues {
   State start(Row, Columns) const { return fill(); }
   void begin(State& state, Simd::Reg x) const { state = x; }
   void add(State& state, Simd::Reg x, int64_t) const { state = Simd::max_or_nan(x, state); }
+  template <bool Stream = false>
   void store(State state, Row, Columns, int64_t element, int64_t count) const {
-    store_lanes(call.output + element, state, count);
+    store_lanes<Stream>(call.output + element, state, count);
   }
 
   const Call& call;
@@ -98,8 +103,9 @@ struct MaxOffsets {
     state.value = Simd::select(wins, x, state.value);
     state.offset = Simd::select_int(wins, Simd::set1_int(static_cast<int32_t>(tap)), state.offset);
   }
+  template <bool Stream = false>
   void store(const State& state, Row, Columns, int64_t element, int64_t count) const {
-    store_lanes(call.output + element, state.value, count);
+    store_lanes<Stream>(call.output + element, state.value, count);
     Simd::store_first(offsets + element, state.offset, count);
   }
 
@@ -159,9 +165,10 @@ struct Averages {
   State start(Row, Columns) const { return Simd::zero(); }
   void begin(State& state, Simd::Reg x) const { state = Simd::add(state, x); }
   void add(State& state, Simd::Reg x, int64_t) const { state = Simd::add(state, x); }
+  template <bool Stream = false>
   void store(State state, Row row, Columns columns, int64_t element, int64_t count) const {
     const Simd::Reg divisor = Simd::mul(Simd::set1(row.count), columns);
-    store_lanes(call.output + element, Simd::div(state, divisor), count);
+    store_lanes<Stream>(call.output + element, Simd::div(state, divisor), count);
   }
 
   void add_lanes(State& state, Simd::Reg x, int64_t) const { state = Simd::add(state, x); }

@@ -28,6 +28,8 @@ struct AvgGradUniform {
   Strides4 grad_output_strides;
   float* grad_input;
   Strides4 grad_input_strides;
+  bool stream;
+  int64_t first_element;
 };
 
 // Forward kernels take rows of the output, backward kernels rows of the input.
@@ -39,6 +41,10 @@ struct Pool2dKernels {
   // bfloat16 to float32 and back, rounding to the nearest, ties to even.
   void (*widen)(const uint16_t* source, int64_t count, float* target);
   void (*narrow)(const float* source, int64_t count, uint16_t* target);
+  // Copies past the caches. What the calling thread wrote past them, other threads may read after
+  // its fence().
+  void (*stream)(const float* source, int64_t count, float* target);
+  void (*fence)();
 };
 
 extern const Pool2dKernels kPool2dKernelsScalar;

@@ -5,6 +5,7 @@
 
 #include "cpu/pool2d/pool2d_any_impl.h"
 #include "cpu/pool2d/pool2d_channels_impl.h"
+#include "cpu/pool2d/pool2d_grad_2x2_impl.h"
 #include "cpu/pool2d/pool2d_grad_rows_impl.h"
 #include "cpu/pool2d/pool2d_ukernels.h"
 
@@ -88,6 +89,21 @@ void narrow(const float* source, int64_t count, uint16_t* target) {
   for (int64_t l = i; l < count; ++l) target[l] = rest[l - i];
 }
 
+void stream(const float* source, int64_t count, float* target) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(target) % 64) / 4;
+  int64_t i = min_of(misaligned == 0 ? 0 : kLine - misaligned, count);
+  for (int64_t k = 0; k < i; ++k) target[k] = source[k];
+  for (; i + kLine <= count; i += kLine)
+    for (int64_t l = 0; l < kLine; l += kLanes)
+      Simd::stream(target + i + l, Simd::load(source + i + l));
+  for (; i < count; ++i) target[i] = source[i];
+}
+
+void fence() {
+  Simd::stream_fence();
+}
+
 // In the order of PoolKernel.
 constexpr Pool2dKernels kPool2dKernels = {
     {&max_forward<PoolKernel::k2x2s2>, &max_forward<PoolKernel::k3x3s2>,
@@ -104,6 +120,8 @@ constexpr Pool2dKernels kPool2dKernels = {
      &avg_backward<PoolKernel::kChannelsLast>},
     &widen,
     &narrow,
+    &stream,
+    &fence,
 };
 
 }  // namespace

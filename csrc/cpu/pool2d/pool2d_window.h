@@ -6,10 +6,10 @@
 
 namespace {
 
-inline int64_t min_of(int64_t a, int64_t b) {
+constexpr int64_t min_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-inline int64_t max_of(int64_t a, int64_t b) {
+constexpr int64_t max_of(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 inline int64_t clamp_to(int64_t x, int64_t low, int64_t high) {

@@ -31,6 +31,8 @@ struct Simd {
   static void keep(Reg& x) { asm("" : "+x"(x)); }
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
+  static void stream(float* p, Reg x) { _mm256_stream_ps(p, x); }
+  static void stream_fence() { _mm_sfence(); }
 
   // bfloat16, the upper halves of floats; narrowed to the nearest, ties to even, a NaN stays one.
   static Reg widen_bfloat16(__m128i x) {
@@ -186,13 +188,13 @@ struct Simd {
     _mm256_maskstore_epi32(p, mask_first(n), x);
   }
   // Lanes [begin, end) of what store_first wrote; other lanes are zero and touch no memory.
-  static Ints load_range(const uint8_t* p, int64_t begin, int64_t end) {
+  static Ints load_range(const uint8_t* p, int64_t begin, int64_t end, Mask /*m*/) {
     uint64_t bytes = 0;
     for (int64_t i = begin; i < end; ++i) bytes |= static_cast<uint64_t>(p[i]) << (8 * i);
     return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes)));
   }
-  static Ints load_range(const int32_t* p, int64_t begin, int64_t end) {
-    return _mm256_maskload_epi32(p, mask_range(begin, end));
+  static Ints load_range(const int32_t* p, int64_t, int64_t, Mask m) {
+    return _mm256_maskload_epi32(p, m);
   }
   // All lanes, as load_range(p, 0, kLanes).
   static Ints load_all(const uint8_t* p) {

@@ -33,6 +33,10 @@ struct Simd {
   static void keep(Reg& x) { asm("" : "+v"(x)); }
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
+  // Past the caches, without reading the line first; p is aligned to the vector. Other threads may
+  // read what was written after stream_fence().
+  static void stream(float* p, Reg x) { _mm512_stream_ps(p, x); }
+  static void stream_fence() { _mm_sfence(); }
 
   // bfloat16, the upper halves of floats; narrowed to the nearest, ties to even, a NaN stays one.
   static Reg widen_bfloat16(__m256i x) {
@@ -156,14 +160,15 @@ struct Simd {
   static void store_first(int32_t* p, Ints x, int64_t n) {
     _mm512_mask_storeu_epi32(p, mask_first(n), x);
   }
-  // Lanes [begin, end) of what store_first wrote; other lanes are zero and touch no memory.
-  static Ints load_range(const uint8_t* p, int64_t begin, int64_t end) {
-    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask_range(begin, end), p));
+  // Lanes [begin, end), which the mask repeats, of what store_first wrote; other lanes are zero and
+  // touch no memory.
+  static Ints load_range(const uint8_t* p, int64_t, int64_t, Mask m) {
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, p));
   }
-  static Ints load_range(const int32_t* p, int64_t begin, int64_t end) {
-    return _mm512_maskz_loadu_epi32(mask_range(begin, end), p);
+  static Ints load_range(const int32_t* p, int64_t, int64_t, Mask m) {
+    return _mm512_maskz_loadu_epi32(m, p);
   }
-  // All lanes, as load_range(p, 0, kLanes).
+  // All lanes, as load_range(p, 0, kLanes, ...).
   static Ints load_all(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -17,6 +17,8 @@ struct Simd {
   static void keep(Reg& /*x*/) {}
   static Reg load(const float* p) { return *p; }
   static void store(float* p, Reg x) { *p = x; }
+  static void stream(float* p, Reg x) { *p = x; }
+  static void stream_fence() {}
 
   // bfloat16, the upper half of a float; narrowed to the nearest, ties to even, a NaN stays one.
   static Reg load_bfloat16(const uint16_t* p) {
@@ -101,7 +103,7 @@ struct Simd {
     if (n > 0) *p = x;
   }
   template <typename Offset>
-  static Ints load_range(const Offset* p, int64_t begin, int64_t end) {
+  static Ints load_range(const Offset* p, int64_t begin, int64_t end, Mask /*m*/) {
     return begin == 0 && end == 1 ? *p : 0;
   }
   template <typename Offset>
