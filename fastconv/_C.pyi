@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # What csrc/bindings/module.cpp exports.
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +45,19 @@ def mlp(
     negative_slope: float,
     /,
 ) -> Tensor: ...
+def lstm(
+    input: Any,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    lengths: Tensor | None,
+    parameters: Mapping[str, Tensor | None],
+    names: list[str],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    /,
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def lstm_layer(
     input: Tensor,
     hx: Tensor | None,

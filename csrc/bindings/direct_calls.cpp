@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "bindings/lstm_args.h"
+#include "bindings/lstm_layer.h"
 #include "bindings/ops.h"
 
 namespace py = pybind11;
@@ -43,6 +43,14 @@ class PlainArguments {
     for (Py_ssize_t i = 0; i < size; ++i)
       list.push_back(tensor_of(PySequence_Fast_GET_ITEM(value, i)));
     return list;
+  }
+
+  // One of a module's parameters; as a rule of the class Parameter.
+  Tensor parameter(PyObject* dict, PyObject* name) {
+    PyObject* value = PyDict_GetItemWithError(dict, name);
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    plain = plain && value != nullptr && value != Py_None;
+    return plain ? tensor_of(value) : Tensor();
   }
 
   int64_t integer() { return integer_of(*next_++); }
@@ -185,6 +193,39 @@ PyObject* lstm_layer(PyObject* /*module*/, PyObject* const* args, Py_ssize_t cou
   END_HANDLE_TH_ERRORS
 }
 
+bool boolean(PyObject* value) {
+  return value == Py_True;
+}
+
+// input, h_0, c_0, lengths, the dict of a module's parameters, their names in order, has_biases,
+// layers, bidirectional, batch_first.
+PyObject* lstm(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 10 || !PyDict_CheckExact(args[4]) || !PyList_CheckExact(args[5]))
+    return not_implemented();
+  PlainArguments in(args);
+  const Tensor& input = in.tensor();
+  const Tensor h = in.optional_tensor(), c = in.optional_tensor(), lengths = in.optional_tensor();
+  std::vector<Tensor> parameters;
+  const Py_ssize_t size = PyList_GET_SIZE(args[5]);
+  parameters.reserve(size);
+  for (Py_ssize_t i = 0; i < size && in.plain; ++i)
+    parameters.push_back(in.parameter(args[4], PyList_GET_ITEM(args[5], i)));
+  PlainArguments options(args + 7);
+  const int64_t layers = options.integer();
+  if (!in.plain || !options.plain) return not_implemented();
+  std::optional<Tensor3> results;
+  {
+    const py::gil_scoped_release no_gil;
+    results = lstm_stack({input, given(h), given(c), parameters, given(lengths), boolean(args[6]),
+                          layers, boolean(args[8]), boolean(args[9])});
+  }
+  if (!results.has_value()) return not_implemented();
+  auto& [output, h_n, c_n] = *results;
+  return tuple_of(output, h_n, c_n);
+  END_HANDLE_TH_ERRORS
+}
+
 PyObject* lstm_cell(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 7) return not_implemented();
@@ -217,6 +258,7 @@ void bind(py::module_& m, const char* name) {
 void bind_direct_calls(py::module_& m) {
   bind<&conv_block2d>(m, "conv_block2d");
   bind<&mlp>(m, "mlp");
+  bind<&lstm>(m, "lstm");
   bind<&lstm_layer>(m, "lstm_layer");
   bind<&lstm_cell>(m, "lstm_cell");
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Autograd of an LSTM layer. First derivatives are the registered operator _lstm_layer_backward;
 // where those must be differentiable themselves, they come from the composed layer
-// (lstm_composed.cpp), whose operators torch differentiates any number of times.
+// (lstm_composed.cpp), whose operators torch differentiates any number of times. Plain CPU tensors
+// take a node of their own (lstm_layer.cpp).
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -10,6 +11,7 @@
 #include <torch/library.h>
 
 #include "bindings/lstm_args.h"
+#include "bindings/lstm_layer.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -120,6 +122,7 @@ Tensor3 lstm_layer_autograd(const Tensor& input, const OptionalTensor& hx, const
                             const OptionalTensor& batch_sizes, bool reverse) {
   const LstmOperands o = normalised({input, hx, cx, weight_ih, weight_hh, bias_ih, bias_hh,
                                      weight_hr, lengths, batch_sizes, reverse});
+  if (is_plain_lstm(o)) return plain_lstm_layer(o, /*stacked=*/false);
   if (inside_functorch() || any_has_tangent(o)) return composed_lstm_layer(o);
   if (differentiates(o)) {
     const variable_list all = apply(o);

@@ -8,13 +8,12 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include "bindings/lstm_args.h"
+#include "bindings/plain_tensors.h"
 #include "bindings/scratch.h"
 #include "cpu/lstm/lstm.h"
 
@@ -53,19 +52,9 @@ bool has_size(const Tensor& t, int64_t size) {
 
 // True for dense float32 tensors in CPU memory and nothing else in sight.
 bool is_plain(const CellOperands& operands) {
-  using c10::DispatchKey;
-  static constexpr c10::DispatchKeySet kPlain({DispatchKey::CPU, DispatchKey::ADInplaceOrView,
-                                               DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
-  const auto within = [](c10::DispatchKeySet keys, c10::DispatchKeySet allowed) {
-    return (keys.raw_repr() & ~allowed.raw_repr()) == 0;
-  };
-  if (c10::impl::dispatch_mode_enabled() ||
-      !within(c10::impl::tls_local_dispatch_key_set().included_, c10::default_included_set))
-    return false;
+  if (!are_plain(operands)) return false;
   for (const Tensor& t : operands)
-    if (t.defined() && !(within(t.key_set(), kPlain) && t.scalar_type() == at::kFloat &&
-                         t.is_contiguous() && !has_tangent(t)))
-      return false;
+    if (t.defined() && !(t.scalar_type() == at::kFloat && t.is_contiguous())) return false;
   const Tensor &input = operands[0], &weight = operands[kWeights];
   if (input.dim() != 2 || weight.dim() != 2 || input.size(0) == 0 || weight.size(0) == 0 ||
       weight.size(0) % 4 != 0)
@@ -109,7 +98,7 @@ class LstmCellBackward : public torch::autograd::Node {
   LstmCellBackward(const CellOperands& operands, const Tensor& gates)
       : shape_(shape_of(operands)),
         weights_(LstmCellWeights::of({operands[3], operands[4], operands[5], operands[6]})),
-        gates_(gates) {
+        gates_(gates, /*is_output=*/false) {
     torch::autograd::edge_list edges;
     edges.reserve(operands.size());
     for (size_t i = 0; i < operands.size(); ++i) {
@@ -131,21 +120,22 @@ class LstmCellBackward : public torch::autograd::Node {
     const std::lock_guard lock(mutex_);
     for (SavedVariable& s : saved_) s.reset_data();
     cells_.reset_data();
-    gates_ = Tensor();
+    gates_.reset_data();
   }
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard lock(mutex_);
     CellOperands o;
     for (size_t i = 0; i < o.size(); ++i) o[i] = saved_[i].unpack();
-    const Tensor cells = cells_.unpack(getptr());
+    const Tensor cells = cells_.unpack(getptr()), gates = gates_.unpack();
     if (!grads[0].defined() && !grads[1].defined()) return variable_list(o.size());
     if (at::GradMode::is_enabled()) return composed(o, grads);
-    return gradients(o, cells, grads);
+    return gradients(o, gates, cells, grads);
   }
 
  private:
-  variable_list gradients(const CellOperands& o, const Tensor& cells, const variable_list& grads) {
+  variable_list gradients(const CellOperands& o, const Tensor& gates, const Tensor& cells,
+                          const variable_list& grads) {
     variable_list result(o.size());
     const Tensor grad_h = grads[0].defined() ? grads[0].contiguous() : Tensor();
     const Tensor grad_c = grads[1].defined() ? grads[1].contiguous() : Tensor();
@@ -159,7 +149,7 @@ class LstmCellBackward : public torch::autograd::Node {
     call.c_0 = read(o[2]);
     call.weight_ih = read(o[3]);
     call.weight_hh = read(o[4]);
-    call.gates = read(gates_);
+    call.gates = read(gates);
     call.cells = read(cells);
     call.grad_h_n = read(grad_h);
     call.grad_c_n = read(grad_c);
@@ -194,8 +184,7 @@ class LstmCellBackward : public torch::autograd::Node {
   LstmShape shape_;
   c10::intrusive_ptr<LstmCellWeights> weights_;
   std::array<SavedVariable, 7> saved_;
-  SavedVariable cells_;
-  Tensor gates_;
+  SavedVariable cells_, gates_;
 };
 
 Tensor2 lstm_cell_by_layer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,

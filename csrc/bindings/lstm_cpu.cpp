@@ -5,6 +5,7 @@
 
 #include "bindings/element_type.h"
 #include "bindings/lstm_args.h"
+#include "bindings/lstm_layer.h"
 #include "bindings/lstm_results.h"
 #include "bindings/outputs.h"
 #include "bindings/scratch.h"
@@ -86,7 +87,9 @@ class Layout {
   Tensor order_;
 };
 
-Tensor5 forward(const LstmOperands& o, bool training) {
+}  // namespace
+
+Tensor5 lstm_layer_forward_cpu(const LstmOperands& o, bool training) {
   LstmCall call;
   parse_lstm_args(o, &call);
   const LstmShape& s = call.shape;
@@ -107,8 +110,8 @@ Tensor5 forward(const LstmOperands& o, bool training) {
   const Tensor b_ih = dense_or_undefined(o.bias_ih), b_hh = dense_or_undefined(o.bias_hh),
                w_hr = dense_or_undefined(o.weight_hr);
   const Tensor output = layout.empty_rows(s.output, options);
-  const Tensor h_n = at::empty({s.batch, s.output}, options);
-  const Tensor c_n = at::empty({s.batch, s.hidden}, options);
+  const Tensor h_n = empty_output({s.batch, s.output}, options, kContiguous);
+  const Tensor c_n = empty_output({s.batch, s.hidden}, options, kContiguous);
   dispatch_float_or_double(o.input, [&](auto type) {
     using T = decltype(type);
     const cpu::LstmForward<T> kernel_call{s,
@@ -135,8 +138,8 @@ Tensor5 forward(const LstmOperands& o, bool training) {
   return {layout.from_rows(output), layout.unsort(h_n), layout.unsort(c_n), gates, cells};
 }
 
-LstmGradients backward(const LstmGrads& grads, const LstmOperands& o, const LstmSaved& saved,
-                       std::array<bool, 8> mask) {
+LstmGradients lstm_layer_backward_cpu(const LstmGrads& grads, const LstmOperands& o,
+                                      const LstmSaved& saved, std::array<bool, 8> mask) {
   LstmCall call;
   parse_lstm_args(o, &call);
   const LstmShape& s = call.shape;
@@ -192,10 +195,8 @@ LstmGradients backward(const LstmGrads& grads, const LstmOperands& o, const Lstm
   return result;
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  LstmOperators<&forward, &backward>::add_to(m);
+  LstmOperators<&lstm_layer_forward_cpu, &lstm_layer_backward_cpu>::add_to(m);
 }
 
 }  // namespace fastconv::bindings

@@ -77,8 +77,8 @@ LstmGradients empty_lstm_gradients(const LstmCall& call, const at::TensorOptions
                                    std::array<bool, 8> mask) {
   const LstmShape& s = call.shape;
   LstmGradients result;
-  result.h_0 = at::empty({s.batch, s.output}, options);
-  result.c_0 = at::empty({s.batch, s.hidden}, options);
+  result.h_0 = empty_output({s.batch, s.output}, options, kContiguous);
+  result.c_0 = empty_output({s.batch, s.hidden}, options, kContiguous);
   result.weight_ih = empty_if(mask[3], {s.gates(), s.input}, options);
   result.weight_hh = empty_if(mask[4], {s.gates(), s.output}, options);
   result.bias_ih = empty_if(mask[5] || mask[6], {s.gates()}, options);

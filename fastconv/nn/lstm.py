@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastconv.ops import lstm, lstm_cell
+from fastconv.ops.lstm import lstm_of_module
 from fastconv.ops.lstm_regularized import check_probability, zoneout_pair
 
 _States = tuple[Tensor, Tensor]
@@ -142,6 +144,21 @@ class LSTM(torch.nn.RNNBase):
         Raises:
             ValueError, RuntimeError: for inputs that do not fit, in most cases as torch.nn.LSTM.
         """
+        if not (
+            is_dynamo_compiling()
+            or self.recurrent_dropout
+            or self.zoneout
+            or self.layer_norm
+            or (self.dropout and self.training)
+        ):
+            # All of what follows in one call, for batches of plain tensors that fit.
+            h, c = (None, None) if hx is None else hx
+            results = lstm_of_module(
+                input, h, c, lengths, self._parameters, self._flat_weights_names, self.bias,
+                self.num_layers, self.bidirectional, self.batch_first,
+            )  # fmt: skip
+            if results is not NotImplemented:
+                return results[0], results[1:]
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
         if input.dim() not in (2, 3):

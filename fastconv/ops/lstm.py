@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fastconv._C import lstm as _direct_lstm
 from fastconv._C import lstm_cell as _direct_cell
 from fastconv._C import lstm_layer as _direct_layer
 from fastconv.ops.lstm_regularized import Group, Regularization
@@ -18,6 +19,11 @@ from fastconv.ops.lstm_regularized import Group, Regularization
 _layer_op = torch.ops.fastconv.lstm_layer.default
 _cell_op = torch.ops.fastconv.lstm_cell.default
 _States = tuple[Tensor, Tensor]
+
+# What nn.LSTM does with a batch of plain tensors, without dropout and regularisation, in one call:
+# of the input, h_0, c_0, lengths, a module's parameters and their names in order, has_biases,
+# num_layers, bidirectional and batch_first. NotImplemented for all else, and for what is wrong.
+lstm_of_module = _direct_lstm
 
 
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
