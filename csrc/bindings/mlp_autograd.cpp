@@ -5,7 +5,8 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,59 +16,88 @@
 namespace fastconv::bindings {
 namespace {
 
-using torch::autograd::AutogradContext;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-constexpr const char* kActivation = "activation";
-constexpr const char* kSlope = "negative_slope";
-
-struct MlpFunction : torch::autograd::Function<MlpFunction> {
-  // `parameters` are all weights, then all biases.
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, at::TensorList parameters,
-                        const MlpOptions& options) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const size_t layers = parameters.size() / 2;
-    std::vector<Tensor> outputs =
-        call_mlp_training(input, parameters.slice(0, layers), parameters.slice(layers),
-                          activation_name(options.activation), options.negative_slope);
-    variable_list saved{input};
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
-    saved.insert(saved.end(), outputs.begin(), outputs.end() - 1);
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data[kActivation] = static_cast<int64_t>(options.activation);
-    ctx->saved_data[kSlope] = options.negative_slope;
-    return outputs.back();
+// Edges, and gradients: the input, all weights, all biases. Saved are these and the hidden
+// activations. Written by hand as ConvBlock2dBackward is.
+class MlpBackward : public torch::autograd::Node {
+ public:
+  MlpBackward(const Tensor& input, at::TensorList weights, at::TensorList biases,
+              const MlpOptions& options)
+      : torch::autograd::Node(torch::autograd::collect_next_edges(input, weights, biases)),
+        options_(options),
+        layers_(weights.size()) {
+    saved_.reserve(3 * layers_);
+    save(input);
+    for (const Tensor& weight : weights) save(weight);
+    for (const Tensor& bias : biases) save(bias);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const size_t layers = saved.size() / 3;  // input, 2 * layers parameters, layers - 1 outputs
+  void save(const Tensor& tensor) { saved_.emplace_back(tensor, /*is_output=*/false); }
+
+  std::string name() const override { return "MlpBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard lock(mutex_);
+    for (SavedVariable& saved : saved_) saved.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard lock(mutex_);
+    variable_list saved;
+    saved.reserve(saved_.size());
+    for (const SavedVariable& s : saved_) saved.push_back(s.unpack());
+    if (!grads[0].defined()) return variable_list(1 + 2 * layers_);
+    return at::GradMode::is_enabled() ? composed(grads[0], saved) : fused(grads[0], saved);
+  }
+
+ private:
+  // Gradients that can be differentiated again.
+  variable_list composed(const Tensor& grad, const variable_list& saved) {
     const at::TensorList all(saved);
-    const at::TensorList weights = all.slice(1, layers), biases = all.slice(1 + layers, layers);
-    const MlpOptions options{static_cast<Activation>(ctx->saved_data[kActivation].toInt()),
-                             ctx->saved_data[kSlope].toDouble()};
-    const bool input_grad = ctx->needs_input_grad(0);
-    variable_list result(2 * layers + 2);
-    if (at::GradMode::is_enabled()) {
-      variable_list leaves(saved.begin() + (input_grad ? 0 : 1), saved.begin() + 1 + 2 * layers);
-      const Tensor output = composed_mlp(saved[0], weights, biases, options);
-      const variable_list dense = torch::autograd::grad({output}, leaves, {grads[0]},
-                                                        /*retain_graph=*/true,
-                                                        /*create_graph=*/true);
-      std::copy(dense.begin(), dense.end(), result.begin() + (input_grad ? 0 : 1));
-      return result;
-    }
-    const std::vector<Tensor> flat =
-        call_mlp_backward(grads[0], saved[0], weights, all.slice(1 + 2 * layers),
-                          activation_name(options.activation), options.negative_slope, input_grad);
-    for (size_t l = 0; l < layers; ++l) {
+    const bool input_grad = task_should_compute_output(0);
+    const variable_list leaves(saved.begin() + (input_grad ? 0 : 1),
+                               saved.begin() + 1 + 2 * layers_);
+    const Tensor output =
+        composed_mlp(saved[0], all.slice(1, layers_), all.slice(1 + layers_, layers_), options_);
+    variable_list result = torch::autograd::grad({output}, leaves, {grad}, /*retain_graph=*/true,
+                                                 /*create_graph=*/true);
+    if (!input_grad) result.insert(result.begin(), Tensor());
+    return result;
+  }
+
+  variable_list fused(const Tensor& grad, const variable_list& saved) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const at::TensorList all(saved);
+    const bool input_grad = task_should_compute_output(0);
+    const std::vector<Tensor> flat = call_mlp_backward(
+        grad, saved[0], all.slice(1, layers_), all.slice(1 + 2 * layers_),
+        activation_name(options_.activation), options_.negative_slope, input_grad);
+    variable_list result(1 + 2 * layers_);
+    for (size_t l = 0; l < layers_; ++l) {
       result[1 + l] = flat[2 * l];
-      result[1 + layers + l] = flat[2 * l + 1];
+      result[1 + layers_ + l] = flat[2 * l + 1];
     }
     if (input_grad) result[0] = flat.back();
     return result;
   }
+
+  MlpOptions options_;
+  size_t layers_;
+  std::vector<SavedVariable> saved_;
 };
+
+Tensor differentiable_mlp(const Tensor& input, at::TensorList weights, at::TensorList biases,
+                          const MlpOptions& options) {
+  const auto node = c10::make_intrusive<MlpBackward>(input, weights, biases, options);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  std::vector<Tensor> outputs = call_mlp_training(
+      input, weights, biases, activation_name(options.activation), options.negative_slope);
+  for (size_t l = 0; l + 1 < outputs.size(); ++l) node->save(outputs[l]);
+  torch::autograd::set_history(outputs.back(), node);
+  return outputs.back();
+}
 
 Tensor mlp_autograd(const Tensor& input, at::TensorList weights, at::TensorList biases,
                     std::string_view activation, double negative_slope) {
@@ -85,9 +115,7 @@ Tensor mlp_autograd(const Tensor& input, at::TensorList weights, at::TensorList 
     const bool all_differ = !any([](const Tensor& t) { return !t.requires_grad(); });
     if (!all_differ || !mlp_fuses(input, weights, biases, options))
       return composed_mlp(input, weights, biases, options);
-    variable_list parameters(weights.begin(), weights.end());
-    parameters.insert(parameters.end(), biases.begin(), biases.end());
-    return MlpFunction::apply(input, at::TensorList(parameters), options);
+    return differentiable_mlp(input, weights, biases, options);
   }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return call_mlp(input, weights, biases, activation, negative_slope);
