@@ -567,7 +567,7 @@ def test_every_algorithm_is_tested() -> None:
                 for kernel, algorithms in seen.items():
                     algorithms.add(runtime.last_used_algorithm(kernel))
     vectors = {"channel_vectors"} if len(runtime.available_isas()) > 1 else set()
-    gather = {"panel", "pixel_vectors", "rows", "winograd", "depthwise"} | vectors
+    gather = {"panel", "pixel_vectors", "rows", "shifted", "winograd", "depthwise"} | vectors
     dot = {"dot"} if vectors else set()
     assert seen == {
         "conv2d_forward": gather,

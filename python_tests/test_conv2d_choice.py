@@ -14,7 +14,7 @@ BEST = runtime.available_isas()[-1]
 # input [N, C, H, W], out channels, kernel, options, algorithms of forward, grad input, grad weight
 CHOICES = {
     "lenet-conv1": ((64, 1, 28, 28), 6, 5, {"padding": 2}, "pixel_vectors", None, "dot"),
-    "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, "channel_vectors", "pixel_vectors", "direct"),
+    "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, "channel_vectors", "shifted", "direct"),
     "resnet-3x3": ((2, 64, 28, 28), 64, 3, {"padding": 1}, "winograd", "winograd", "winograd"),
     "resnet-1x1": ((2, 64, 28, 28), 256, 1, {}, "panel", None, "panel"),
     "stem": ((1, 3, 64, 64), 64, 7, {"stride": 2, "padding": 3}, "pixel_vectors", None, "rows"),

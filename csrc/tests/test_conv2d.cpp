@@ -83,6 +83,8 @@ std::vector<Conv2dShape> named_shapes() {
       square(1, 75, 5, 20, {3, 1, 0, 1}),       // deep sums with taps
       square(1, 4, 26, 3, {25, 1, 0, 1}),       // more taps than one block holds
       square(64, 3, 2, 4, {2, 1, 0, 1}),        // many one-pixel outputs
+      square(9, 6, 9, 3, {3, 1, 0, 1}),         // several small images at once
+      square(1, 5, 90, 2, {7, 1, 3, 1}),        // one image in several strips
       square(2, 16, 30, 48, {3, 1, 1, 1}),      // enough work for several threads
       make_shape(2, 4, 13, 18, 5, 1, {2, 4, 0, 1}, {5, 2, 2, 1}),
       make_shape(1, 3, 19, 25, 4, 1, {3, 2, 4, 4}, {2, 4, 1, 6}),
@@ -266,8 +268,9 @@ Tensor output_tensor(const Conv2dShape& s, Layout layout) {
   return Tensor(layout, s.batch, s.out_channels, s.out_height, s.out_width);
 }
 
-constexpr const char* kAlgorithms[] = {
-    "panel", "pixel_vectors", "channel_vectors", "rows", "winograd", "direct", "dot", "depthwise"};
+constexpr const char* kAlgorithms[] = {"panel",    "pixel_vectors", "channel_vectors",
+                                       "rows",     "shifted",       "winograd",
+                                       "direct",   "dot",           "depthwise"};
 constexpr KernelId kKernels[] = {KernelId::kConv2dForward, KernelId::kConv2dGradInput,
                                  KernelId::kConv2dGradWeight};
 

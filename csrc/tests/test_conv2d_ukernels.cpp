@@ -452,6 +452,51 @@ void check_weight_families(const Conv2dKernels& kernels, int64_t lanes, Numbers&
   }
 }
 
+// --- add_shifted
+// ----------------------------------------------------------------------------------
+
+void check_shifted(const Conv2dKernels& kernels, int64_t kernel_rows, int64_t kernel_columns,
+                   Numbers& numbers) {
+  std::vector<int64_t> tap_rows, tap_columns;
+  for (int64_t r = 0; r < kernel_rows; ++r) tap_rows.push_back(numbers.between(-4, 4));
+  for (int64_t q = 0; q < kernel_columns; ++q) tap_columns.push_back(numbers.between(-20, 20));
+  ShiftedSum s{};
+  s.height = numbers.between(0, 6);
+  s.width = numbers.between(1, 40);
+  s.tap_pitch = s.height * s.width + numbers.between(0, 3);
+  s.row = numbers.between(-3, 3);
+  s.bias = numbers.whole();
+  s.rows = numbers.between(1, 5);
+  s.columns = numbers.between(1, 40);
+  s.target_row = s.columns + numbers.between(0, 3);
+  Floats products(kernel_rows * kernel_columns * s.tap_pitch);
+  for (int64_t k = 0; k < products.size(); ++k) products[k] = numbers.whole();
+  Floats target(s.rows * s.target_row, kGuard), expected(s.rows * s.target_row, kGuard);
+  for (int64_t i = 0; i < s.rows; ++i)
+    for (int64_t j = 0; j < s.columns; ++j) {
+      float sum = s.bias;
+      for (int64_t r = 0; r < kernel_rows; ++r)
+        for (int64_t q = 0; q < kernel_columns; ++q) {
+          const int64_t y = s.row + i + tap_rows[r], x = j + tap_columns[q];
+          if (y < 0 || y >= s.height || x < 0 || x >= s.width) continue;
+          sum += products[(r * kernel_columns + q) * s.tap_pitch + y * s.width + x];
+        }
+      expected[i * s.target_row + j] = sum;
+    }
+  s.products = products.data();
+  s.tap_rows = tap_rows.data();
+  s.tap_row_count = kernel_rows;
+  s.tap_columns = tap_columns.data();
+  s.tap_column_count = kernel_columns;
+  s.target = target.data();
+  kernels.add_shifted(s);
+  bool equal = true;
+  for (int64_t i = 0; i < target.size(); ++i) equal = equal && target[i] == expected[i];
+  CHECK_WITH(equal, "add_shifted: " + std::to_string(kernel_rows) + " x " +
+                        std::to_string(kernel_columns) + " taps, " + std::to_string(s.height) +
+                        " x " + std::to_string(s.width) + " products");
+}
+
 }  // namespace
 }  // namespace fastconv::cpu
 
@@ -471,6 +516,9 @@ int main() {
     for (const cpu::ChannelFamily& family : kernels.channel_wide)
       cpu::check_channel_family(family, gemm.lanes, numbers);
     cpu::check_weight_families(kernels, gemm.lanes, numbers);
+    for (int64_t columns = 1; columns <= 16; ++columns)
+      for (int round = 0; round < 60; ++round)
+        cpu::check_shifted(kernels, numbers.between(1, 4), columns, numbers);
   });
   return fastconv::testing::report();
 }

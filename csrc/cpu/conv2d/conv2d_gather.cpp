@@ -10,6 +10,7 @@
 #include "cpu/conv2d/conv2d_panel.h"
 #include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_rows.h"
+#include "cpu/conv2d/conv2d_shifted.h"
 #include "cpu/conv2d/conv2d_strip.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_winograd.h"
@@ -68,7 +69,12 @@ double pixel_vector_cost(const GatherConv& conv, const Costs& costs) {
   const double lane_waste = costs.lanes * std::ceil(width / costs.lanes) / width;
   const bool in_place = conv.output_strides.column == 1;
   const double unpack = in_place ? 0.0 : 5.0 * static_cast<double>(conv.out_channels) / depth;
-  return costs.multiply * lane_waste + costs.copy + unpack;
+  // Vectors that straddle cache lines, as most do, are loaded more slowly than a few rows multiply.
+  constexpr int64_t kFewRows = 6;
+  double multiply = costs.multiply;
+  if (conv.out_channels <= kFewRows)
+    multiply = std::max(multiply, 2.4 * costs.lanes / 16.0 + 0.7 * costs.multiply);
+  return multiply * lane_waste + costs.copy + unpack;
 }
 
 // Also finds the best tile width.
@@ -97,6 +103,18 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
     }
   }
   return best;
+}
+
+// Every product is stored once and read once, by a vector of grid points.
+double shifted_cost(const GatherConv& conv, const Costs& costs) {
+  const double width = static_cast<double>(conv.grid_width);
+  const double depth = static_cast<double>(conv.in_channels * conv.taps());
+  const double out = static_cast<double>(conv.out_channels);
+  const double lane_waste = costs.lanes * std::ceil(width / costs.lanes) / width;
+  const double copy = (shifted_in_place(conv) ? 1.5 : 8.0) / static_cast<double>(conv.taps());
+  const double sums = (1.0 + 2.0 * lane_waste) * out / static_cast<double>(conv.in_channels);
+  const double unpack = conv.output_strides.column == 1 ? 0.0 : 5.0 * out / depth;
+  return (costs.multiply * 1.05 + copy) * shifted_work(conv) + sums + unpack;
 }
 
 // Share of the multiplications that tiles of one grid row do; the other kernel rows lie outside.
@@ -176,6 +194,7 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   };
   consider(GatherAlgorithm::kPanel, panel_cost(conv, costs));
   consider(GatherAlgorithm::kRows, rows_cost(conv, costs));
+  if (shifted_applies(conv)) consider(GatherAlgorithm::kShifted, shifted_cost(conv, costs));
   // A copied strip holds all columns between the taps: with a wide stride most would go unused.
   if (conv.step_width > kMaxStripStep || conv.step_height > kMaxStripStep) return;
   consider(GatherAlgorithm::kPixelVectors, pixel_vector_cost(conv, costs));
@@ -276,6 +295,8 @@ const char* gather_algorithm_name(GatherAlgorithm algorithm) {
       return "channel_vectors";
     case GatherAlgorithm::kRows:
       return "rows";
+    case GatherAlgorithm::kShifted:
+      return "shifted";
     case GatherAlgorithm::kWinograd:
       return "winograd";
     case GatherAlgorithm::kPanel:
@@ -300,6 +321,8 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
     plan_panel(conv, threads, &plan);
   } else if (plan.algorithm == GatherAlgorithm::kRows) {
     plan_rows(conv, threads, &plan);
+  } else if (plan.algorithm == GatherAlgorithm::kShifted) {
+    plan_shifted(conv, threads, &plan);
   } else if (plan.algorithm == GatherAlgorithm::kWinograd) {
     plan_winograd(conv, threads, &plan);
   } else {
@@ -310,6 +333,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
 
 int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
   if (plan.algorithm == GatherAlgorithm::kRows) return rows_scratch_floats(plan, conv);
+  if (plan.algorithm == GatherAlgorithm::kShifted) return shifted_scratch_floats(plan, conv);
   if (plan.algorithm == GatherAlgorithm::kWinograd) return winograd_scratch_floats(plan, conv);
   const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kPanel
                                   ? panel_slot_floats(plan, conv)
@@ -320,6 +344,10 @@ int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
 void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
   if (plan.algorithm == GatherAlgorithm::kRows) {
     run_rows(plan, conv, scratch);
+    return;
+  }
+  if (plan.algorithm == GatherAlgorithm::kShifted) {
+    run_shifted(plan, conv, scratch);
     return;
   }
   if (plan.algorithm == GatherAlgorithm::kWinograd) {

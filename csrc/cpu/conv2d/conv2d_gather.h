@@ -8,7 +8,7 @@
 // Forward: one such gather. Input gradient: one per phase of the stride, without zero insertion,
 // because all inputs of a phase see the same subset of taps. Elements outside the input are zero.
 //
-// Five algorithms run it (choose_algorithm says when):
+// Six algorithms run it (choose_algorithm says when):
 //   panel            pixels of the whole batch are numbered flat and cut into tiles, so small maps
 //                    waste no lanes; per block of tiles the input is packed into a panel
 //                    [channels * taps, pixels] that stays in L2, for all output channels
@@ -17,8 +17,9 @@
 //   channel_vectors  the same copy, its elements broadcast one by one: vectors run along the output
 //                    channels, no lane is lost to the width of the map
 //   rows             channels_last: input pixels are rows of a matrix as they stand, vectors run
-//   along
-//                    the output channels; other layouts are transposed block by block
+//                    along the output channels; other layouts are transposed block by block
+//   shifted          one product for all taps and output channels, then shifted sums of its planes:
+//                    for few output channels and for inputs smaller than the grid
 //   winograd         3 x 3 kernels without stride or dilation: 2.25 times fewer multiplications
 // The full im2col matrix never exists.
 #pragma once
@@ -68,7 +69,7 @@ struct GatherConv {
   int64_t weights() const { return groups * out_channels * in_channels * taps(); }
 };
 
-enum class GatherAlgorithm { kPanel, kPixelVectors, kChannelVectors, kRows, kWinograd };
+enum class GatherAlgorithm { kPanel, kPixelVectors, kChannelVectors, kRows, kShifted, kWinograd };
 
 const char* gather_algorithm_name(GatherAlgorithm algorithm);
 
@@ -78,12 +79,12 @@ struct GatherPlan {
   GatherAlgorithm algorithm;
   bool possible;           // false: the forced algorithm cannot serve this gather
   int64_t slots;           // pieces that run in parallel
-  int64_t block_rows;      // output channels of one block of packed weights
+  int64_t block_rows;      // output channels of one block of packed weights or of products
   int64_t block_channels;  // panel: input channels reduced per pass; else all
   bool wide_tiles;         // few output channels: more pixels per tile instead
   int64_t block_tiles;     // panel: GEMM tiles packed at a time
   int64_t strip_rows;      // grid rows of one image computed at a time (winograd: rows of tiles)
-  int64_t block_images;    // rows, winograd: whole images computed at a time
+  int64_t block_images;    // rows, shifted, winograd: whole images computed at a time
   int64_t tile_width;      // channel_vectors: index into Conv2dKernels::channel_*
 };
 

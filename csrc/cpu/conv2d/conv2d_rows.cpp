@@ -321,16 +321,17 @@ class RowsWork {
     const auto [group, image, images, first_row, rows] = block;
     const Strides4& out = conv_.output_strides;
     const int64_t pitch = std::min(block_channels_, conv_.out_channels);
-    const bool dense = out.row == conv_.grid_width * out.column;
-    const int64_t pieces = dense ? 1 : rows;
-    const int64_t pixels = dense ? rows * conv_.grid_width : conv_.grid_width;
+    const float* source = output_;
     float* target = conv_.output + image * out.batch +
                     (group * conv_.out_channels + o) * out.channel + first_row * out.row;
-    for (int64_t n = 0; n < images; ++n)
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        kernels_.copy_block({channels, pixels, output_ + (n * pieces + piece) * pixels * pitch, 1,
-                             pitch, target + n * out.batch + piece * out.row, out.channel,
-                             out.column});
+    for (int64_t n = 0; n < images; ++n) {
+      store_pixel_rows(
+          kernels_,
+          {channels, conv_.grid_width, source, 1, pitch, target, out.channel, out.column}, rows,
+          out.row);
+      source += rows * conv_.grid_width * pitch;
+      target += out.batch;
+    }
   }
 
   struct Tile {

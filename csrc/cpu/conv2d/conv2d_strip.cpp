@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "common/checked.h"
+#include "cpu/conv2d/conv2d_pixels.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -139,13 +140,10 @@ class StripWork {
   void unpack(int64_t rows, int64_t channels, int64_t channel_stride, int64_t pixel_stride,
               float* target) const {
     const Strides4& out = conv_.output_strides;
-    const bool dense = out.row == conv_.grid_width * out.column;
-    const int64_t pieces = dense ? 1 : rows;
-    const int64_t pixels = rows * conv_.grid_width / pieces;
-    for (int64_t i = 0; i < pieces; ++i)
-      kernels_.copy_block({channels, pixels, output_block_ + i * pixels * pixel_stride,
-                           channel_stride, pixel_stride, target + i * out.row, out.channel,
-                           out.column});
+    store_pixel_rows(kernels_,
+                     {channels, conv_.grid_width, output_block_, channel_stride, pixel_stride,
+                      target, out.channel, out.column},
+                     rows, out.row);
   }
 
   void run_pixel_vectors(int64_t group, int64_t rows, float* plane) const {

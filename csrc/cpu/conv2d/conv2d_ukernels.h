@@ -94,6 +94,27 @@ struct ColumnUnpack {
   int64_t target_pitch;
 };
 
+// target[i * target_row + j] = bias + sum_{r, q} products[tap * tap_pitch + y * width + x]
+//     for i < rows, j < columns, over the taps whose y = row + i + tap_rows[r] lies in [0, height)
+//     and x = j + tap_columns[q] in [0, width); tap = r * tap_column_count + q
+// The last step of a convolution whose products were formed first, one plane per tap.
+struct ShiftedSum {
+  const float* products;
+  int64_t tap_pitch;
+  const int64_t* tap_rows;
+  int64_t tap_row_count;
+  const int64_t* tap_columns;
+  int64_t tap_column_count;
+  int64_t row;
+  int64_t height;
+  int64_t width;
+  float bias;
+  int64_t rows;
+  int64_t columns;
+  float* target;
+  int64_t target_row;
+};
+
 inline constexpr int64_t kMaxDirectVectors = 4;
 
 // A register tile that reads its input vectors in place:
@@ -220,6 +241,7 @@ struct Conv2dKernels {
   // total[i] += sum of the `lanes` floats of sums[i], for i < count.
   void (*add_lanes)(const float* sums, int64_t count, float* total);
   void (*pack_panel)(const PanelPack& pack);
+  void (*add_shifted)(const ShiftedSum& sum);
   void (*copy_pieces)(const PieceCopy& copy);
   void (*copy_block)(const BlockCopy& copy);
   void (*pack_columns)(const ColumnPack& pack);

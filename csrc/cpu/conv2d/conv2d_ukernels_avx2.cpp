@@ -2,8 +2,10 @@
 // conv2d data movement for avx2.
 #include "cpu/simd/simd_avx2.h"
 
+#include "cpu/conv2d/conv2d_tiles_impl.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_ukernels_impl.h"
+#include "cpu/conv2d/conv2d_weight_tiles_impl.h"
 
 namespace fastconv::cpu {
 
@@ -19,6 +21,7 @@ const Conv2dKernels kConv2dKernelsAvx2 = {
     {dot_family<3, 3>(), dot_family<5, 1>(), dot_family<7, 1>()},
     &add_lanes,
     &pack_panel,
+    &add_shifted,
     &copy_pieces,
     &copy_block,
     &pack_columns,

@@ -4,33 +4,19 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
-#include "common/summation.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 
 namespace {
 
-using fastconv::kMaxTerms;
 using fastconv::cpu::BlockCopy;
-using fastconv::cpu::ChannelFamily;
-using fastconv::cpu::ChannelTile;
-using fastconv::cpu::ChannelTileFn;
 using fastconv::cpu::ColumnPack;
 using fastconv::cpu::ColumnUnpack;
-using fastconv::cpu::DirectFamily;
-using fastconv::cpu::DirectTile;
-using fastconv::cpu::DirectTileFn;
-using fastconv::cpu::DotFamily;
-using fastconv::cpu::DotTile;
-using fastconv::cpu::DotTileFn;
 using fastconv::cpu::PanelPack;
 using fastconv::cpu::PieceCopy;
 using fastconv::cpu::PixelPiece;
 using fastconv::cpu::PixelRun;
-using fastconv::cpu::WeightFamily;
-using fastconv::cpu::WeightTile;
-using fastconv::cpu::WeightTileFn;
+using fastconv::cpu::ShiftedSum;
 
 constexpr int64_t kLanes = Simd::kLanes;
 
@@ -310,298 +296,66 @@ void unpack_columns(const ColumnUnpack& u) {
   }
 }
 
-// Stores the accumulators of a tile, or adds them to what is there.
-template <int Rows, int Vectors>
-inline void finish_direct_tile(const DirectTile& tile, Simd::Reg (&acc)[Rows][Vectors], bool add) {
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) {
-    const Simd::Mask mask = Simd::mask_first(tile.lanes[v]);
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      float* c = tile.c[v] + i * tile.c_pitch;
-      const auto x = add ? Simd::add(Simd::load_masked(c, mask), acc[i][v]) : acc[i][v];
-      Simd::store_masked(c, x, mask);
-    }
-  }
-}
+// The planes of up to kShiftedColumns kernel columns, for one vector of target pixels.
+constexpr int64_t kShiftedColumns = 7;
 
-template <int Rows, int Vectors>
-void direct_tile(const DirectTile& tile) {
-  typename Simd::Reg acc[Rows][Vectors];
-  const bool init = tile.row_init != nullptr && !tile.accumulate;
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-    const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) acc[i][v] = start;
-  }
+struct ShiftedColumns {
+  const float* products;  // of kernel row 0 and the first of the columns
+  int64_t offset[kShiftedColumns];
+  Simd::Mask inside[kShiftedColumns];
+  float* target;
+  Simd::Mask write;
+  bool first;  // otherwise the sum is added to what is there
+};
 
-  const float* b[Vectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) b[v] = tile.b[v];
-  const float* a = tile.a;
-  for (int64_t first = 0; first < tile.depth; first += kMaxTerms) {
-    const int64_t last = min_of(first + kMaxTerms, tile.depth);
-    for (int64_t k = first; k < last; ++k, a += Rows) {
-      const int64_t offset = tile.offsets[k];
-      typename Simd::Reg bv[Vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b[v] + offset);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const auto ai = Simd::set1(a[i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
+template <int Columns>
+void add_shifted_columns(const ShiftedSum& s, const ShiftedColumns& at) {
+  const int64_t plane_rows = s.tap_column_count * s.tap_pitch;
+  for (int64_t i = 0; i < s.rows; ++i) {
+    float* target = at.target + i * s.target_row;
+    // Two chains of additions, for their latency.
+    auto even = at.first ? Simd::set1(s.bias) : Simd::load_masked(target, at.write);
+    auto odd = Simd::zero();
+    for (int64_t r = 0; r < s.tap_row_count; ++r) {
+      const int64_t row = s.row + i + s.tap_rows[r];
+      if (row < 0 || row >= s.height) continue;
+      const float* products = at.products + r * plane_rows + row * s.width;
+#pragma GCC unroll 8
+      for (int q = 0; q < Columns; ++q) {
+        const auto x = Simd::load_masked(products + at.offset[q], at.inside[q]);
+        if (q % 2 == 0)
+          even = Simd::add(even, x);
+        else
+          odd = Simd::add(odd, x);
       }
     }
-    finish_direct_tile<Rows, Vectors>(tile, acc, tile.accumulate || first > 0);
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
+    Simd::store_masked(target, Simd::add(even, odd), at.write);
   }
 }
 
-template <int Vectors, typename Sequence>
-struct DirectTilesByRows;
-
-template <int Vectors, int... RowsMinusOne>
-struct DirectTilesByRows<Vectors, std::integer_sequence<int, RowsMinusOne...>> {
-  static constexpr DirectTileFn kTiles[] = {&direct_tile<RowsMinusOne + 1, Vectors>...};
-};
-
-// Instantiates the kernels with 1 .. MaxRows rows and describes them.
-template <int MaxRows, int Vectors>
-constexpr DirectFamily direct_family() {
-  static_assert(Vectors <= fastconv::cpu::kMaxDirectVectors);
-  return {Vectors, DirectTilesByRows<Vectors, std::make_integer_sequence<int, MaxRows>>::kTiles};
-}
-
-// Makes the compiler forget what it knows of a value. GCC's partial redundancy elimination would
-// otherwise carry loads of neighbouring taps over to the next pixel and spill them all; loading a
-// broadcast anew is free.
-inline void forget(int64_t& value) {
-  __asm__("" : "+r"(value));
-}
-
-template <int KernelWidth, int Lines, int Vectors>
-void weight_tile(const WeightTile& tile) {
-  typename Simd::Reg acc[Lines * KernelWidth][Vectors];
-  typename Simd::Reg bias[Vectors];
-#pragma GCC unroll 2
-  for (int v = 0; v < Vectors; ++v) {
-    bias[v] = Simd::zero();
-#pragma GCC unroll 32
-    for (int i = 0; i < Lines * KernelWidth; ++i) acc[i][v] = Simd::zero();
-  }
-
-  const float* lines[Lines];
-#pragma GCC unroll 16
-  for (int l = 0; l < Lines; ++l) lines[l] = tile.lines[l];
-  const float* b = tile.b;
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const int64_t end = i * tile.line_pitch + tile.width;
-    for (int64_t j = i * tile.line_pitch; j < end; ++j, b += tile.b_pitch) {
-      forget(j);
-      typename Simd::Reg bv[Vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) {
-        bv[v] = Simd::load(b + v * kLanes);
-        bias[v] = Simd::add(bias[v], bv[v]);
+void add_shifted(const ShiftedSum& s) {
+  constexpr void (*kByColumns[])(const ShiftedSum&, const ShiftedColumns&) = {
+      &add_shifted_columns<1>, &add_shifted_columns<2>, &add_shifted_columns<3>,
+      &add_shifted_columns<4>, &add_shifted_columns<5>, &add_shifted_columns<6>,
+      &add_shifted_columns<7>};
+  ShiftedColumns at{};
+  for (int64_t j = 0; j < s.columns; j += kLanes) {
+    const int64_t lanes = min_of(kLanes, s.columns - j);
+    at.target = s.target + j;
+    at.write = Simd::mask_first(lanes);
+    for (int64_t q0 = 0; q0 < s.tap_column_count; q0 += kShiftedColumns) {
+      const int64_t count = min_of(kShiftedColumns, s.tap_column_count - q0);
+      for (int64_t q = 0; q < count; ++q) {
+        const int64_t column = j + s.tap_columns[q0 + q];
+        const LaneRange inside = lanes_inside(column, 1, s.width, lanes);
+        at.offset[q] = q * s.tap_pitch + column;
+        at.inside[q] = Simd::mask_range(inside.begin, inside.end);
       }
-#pragma GCC unroll 16
-      for (int l = 0; l < Lines; ++l)
-#pragma GCC unroll 8
-        for (int q = 0; q < KernelWidth; ++q) {
-          const auto a = Simd::set1(lines[l][j + q]);
-#pragma GCC unroll 2
-          for (int v = 0; v < Vectors; ++v)
-            acc[l * KernelWidth + q][v] = Simd::fma(a, bv[v], acc[l * KernelWidth + q][v]);
-        }
+      at.products = s.products + q0 * s.tap_pitch;
+      at.first = q0 == 0;
+      kByColumns[count - 1](s, at);
     }
   }
-
-#pragma GCC unroll 2
-  for (int v = 0; v < Vectors; ++v) {
-#pragma GCC unroll 32
-    for (int i = 0; i < Lines * KernelWidth; ++i) {
-      float* c = tile.c + i * tile.c_pitch + v * kLanes;
-      Simd::store(c, Simd::add(Simd::load(c), acc[i][v]));
-    }
-    if (tile.bias == nullptr) continue;
-    float* c = tile.bias + v * kLanes;
-    Simd::store(c, Simd::add(Simd::load(c), bias[v]));
-  }
-}
-
-template <int KernelWidth, int Vectors, typename Sequence>
-struct WeightTilesByLines;
-
-template <int KernelWidth, int Vectors, int... LinesMinusOne>
-struct WeightTilesByLines<KernelWidth, Vectors, std::integer_sequence<int, LinesMinusOne...>> {
-  static constexpr WeightTileFn kTiles[] = {
-      &weight_tile<KernelWidth, LinesMinusOne + 1, Vectors>...};
-};
-
-template <int KernelWidth, int MaxLines, int Vectors>
-constexpr WeightFamily weight_family() {
-  static_assert(MaxLines <= fastconv::cpu::kMaxWeightLines);
-  using Tiles = WeightTilesByLines<KernelWidth, Vectors, std::make_integer_sequence<int, MaxLines>>;
-  return {KernelWidth, Vectors, MaxLines, Tiles::kTiles};
-}
-
-// Stores the accumulators of a channel tile, or adds them to what is there.
-template <int Columns, int Lines, int Vectors>
-inline void finish_channel_tile(const ChannelTile& tile, Simd::Reg (&acc)[Lines * Columns][Vectors],
-                                const Simd::Mask* mask, bool add) {
-#pragma GCC unroll 8
-  for (int l = 0; l < Lines; ++l)
-#pragma GCC unroll 16
-    for (int j = 0; j < Columns; ++j)
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) {
-        float* c = tile.c[l] + j * tile.c_pixel + v * kLanes;
-        auto x = acc[l * Columns + j][v];
-        if (add) x = Simd::add(Simd::load_masked(c, mask[v]), x);
-        Simd::store_masked(c, x, mask[v]);
-      }
-}
-
-template <int Columns, int Lines, int Vectors>
-void channel_tile(const ChannelTile& tile) {
-  constexpr int kPixels = Lines * Columns;
-  Simd::Mask mask[Vectors];
-  typename Simd::Reg acc[kPixels][Vectors];
-#pragma GCC unroll 2
-  for (int v = 0; v < Vectors; ++v) {
-    mask[v] = Simd::mask_first(max_of(0, min_of(kLanes, tile.channels - v * kLanes)));
-    const auto init =
-        tile.bias == nullptr ? Simd::zero() : Simd::load_masked(tile.bias + v * kLanes, mask[v]);
-#pragma GCC unroll 32
-    for (int i = 0; i < kPixels; ++i) acc[i][v] = init;
-  }
-
-  const float* lines[Lines];
-#pragma GCC unroll 8
-  for (int l = 0; l < Lines; ++l) lines[l] = tile.lines[l];
-  const float* b = tile.b;
-  for (int64_t first = 0; first < tile.depth; first += kMaxTerms) {
-    const int64_t last = min_of(first + kMaxTerms, tile.depth);
-    for (int64_t k = first; k < last; ++k, b += tile.b_pitch) {
-      const int64_t offset = tile.offsets[k];
-      typename Simd::Reg bv[Vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) bv[v] = Simd::load(b + v * kLanes);
-#pragma GCC unroll 8
-      for (int l = 0; l < Lines; ++l)
-#pragma GCC unroll 16
-        for (int j = 0; j < Columns; ++j) {
-          const auto a = Simd::set1(lines[l][offset + j]);
-#pragma GCC unroll 2
-          for (int v = 0; v < Vectors; ++v)
-            acc[l * Columns + j][v] = Simd::fma(a, bv[v], acc[l * Columns + j][v]);
-        }
-    }
-    finish_channel_tile<Columns, Lines, Vectors>(tile, acc, mask, first > 0);
-#pragma GCC unroll 32
-    for (int i = 0; i < kPixels; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::zero();
-  }
-}
-
-template <int Columns, int Vectors, typename Sequence>
-struct ChannelTilesByLines;
-
-template <int Columns, int Vectors, int... LinesMinusOne>
-struct ChannelTilesByLines<Columns, Vectors, std::integer_sequence<int, LinesMinusOne...>> {
-  static constexpr ChannelTileFn kTiles[] = {&channel_tile<Columns, LinesMinusOne + 1, Vectors>...};
-};
-
-template <int Columns, int MaxLines, int Vectors>
-constexpr ChannelFamily channel_family() {
-  static_assert(MaxLines <= fastconv::cpu::kMaxChannelLines);
-  using Tiles = ChannelTilesByLines<Columns, Vectors, std::make_integer_sequence<int, MaxLines>>;
-  return {Columns, Vectors, MaxLines, Tiles::kTiles};
-}
-
-template <int KernelWidth, int Channels, bool Bias>
-void dot_rows(const DotTile& tile) {
-  typename Simd::Reg acc[Channels][KernelWidth];
-  typename Simd::Reg bias[Channels];
-#pragma GCC unroll 8
-  for (int o = 0; o < Channels; ++o) {
-    bias[o] = Simd::zero();
-#pragma GCC unroll 8
-    for (int q = 0; q < KernelWidth; ++q) acc[o][q] = Simd::zero();
-  }
-  const int64_t grad_channel = tile.grad_channel;
-  const auto add = [&](const float* line, const float* grad, const auto& load)
-                       __attribute__((always_inline)) {
-                         typename Simd::Reg x[KernelWidth];
-#pragma GCC unroll 8
-                         for (int q = 0; q < KernelWidth; ++q) {
-                           x[q] = load(line + q);
-                           Simd::keep(x[q]);
-                         }
-#pragma GCC unroll 8
-                         for (int o = 0; o < Channels; ++o) {
-                           const auto go = load(grad + o * grad_channel);
-                           if constexpr (Bias) bias[o] = Simd::add(bias[o], go);
-#pragma GCC unroll 8
-                           for (int q = 0; q < KernelWidth; ++q)
-                             acc[o][q] = Simd::fma(go, x[q], acc[o][q]);
-                         }
-                       };
-
-  const int64_t whole = tile.width / kLanes * kLanes;
-  const bool has_tail = whole < tile.width;
-  const Simd::Mask tail = Simd::mask_first(tile.width - whole);
-  const float* line = tile.line;
-  const float* grad = tile.grad;
-  const int64_t line_pitch = tile.line_pitch, grad_row = tile.grad_row;
-  for (int64_t i = tile.rows; i > 0; --i, line += line_pitch, grad += grad_row) {
-    for (int64_t j = 0; j < whole; j += kLanes)
-      add(line + j, grad + j, [](const float* p) { return Simd::load(p); });
-    // Both factors are masked at the end of a row: what follows may be infinite or no number.
-    if (has_tail)
-      add(line + whole, grad + whole, [&](const float* p) { return Simd::load_masked(p, tail); });
-  }
-
-  const auto add_to = [](float* sum, typename Simd::Reg part) {
-    Simd::store(sum, Simd::add(Simd::load(sum), part));
-  };
-#pragma GCC unroll 8
-  for (int o = 0; o < Channels; ++o) {
-#pragma GCC unroll 8
-    for (int q = 0; q < KernelWidth; ++q)
-      add_to(tile.sums + (o * KernelWidth + q) * kLanes, acc[o][q]);
-    if constexpr (Bias) add_to(tile.bias + o * kLanes, bias[o]);
-  }
-}
-
-template <int KernelWidth, int Channels>
-void dot_tile(const DotTile& tile) {
-  if (tile.bias == nullptr) return dot_rows<KernelWidth, Channels, false>(tile);
-  dot_rows<KernelWidth, Channels, true>(tile);
-}
-
-template <int KernelWidth, typename Sequence>
-struct DotTilesByChannels;
-
-template <int KernelWidth, int... ChannelsMinusOne>
-struct DotTilesByChannels<KernelWidth, std::integer_sequence<int, ChannelsMinusOne...>> {
-  static constexpr DotTileFn kTiles[] = {&dot_tile<KernelWidth, ChannelsMinusOne + 1>...};
-};
-
-template <int KernelWidth, int MaxChannels>
-constexpr DotFamily dot_family() {
-  using Tiles = DotTilesByChannels<KernelWidth, std::make_integer_sequence<int, MaxChannels>>;
-  return {KernelWidth, MaxChannels, Tiles::kTiles};
-}
-
-void add_lanes(const float* sums, int64_t count, float* total) {
-  for (int64_t i = 0; i < count; ++i) total[i] += Simd::reduce_add(Simd::load(sums + i * kLanes));
 }
 
 }  // namespace

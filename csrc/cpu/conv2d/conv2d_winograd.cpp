@@ -19,6 +19,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_pixel_rows.h"
+#include "cpu/conv2d/conv2d_pixels.h"
 #include "cpu/conv2d/winograd_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -248,16 +249,13 @@ class TileRows {
       kernels_.transform_output(call);
     });
     if (in_place) return;
-    const bool dense = out.row == conv_.grid_width * out.column;
-    const int64_t pieces = dense ? 1 : grid_rows;
-    const int64_t pixels = grid_rows * conv_.grid_width / pieces;
     for (int64_t n = 0; n < images_; ++n)
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        conv2d_kernels(plan_.isa).copy_block(
-            {channels, pixels, output_ + n * image_pitch + piece * pixels * channels, 1, channels,
-             conv_.output + (image + n) * out.batch + channel * out.channel +
-                 (2 * first_row_ + piece) * out.row,
-             out.channel, out.column});
+      store_pixel_rows(conv2d_kernels(plan_.isa),
+                       {channels, conv_.grid_width, output_ + n * image_pitch, 1, channels,
+                        conv_.output + (image + n) * out.batch + channel * out.channel +
+                            2 * first_row_ * out.row,
+                        out.channel, out.column},
+                       grid_rows, out.row);
   }
 
   static constexpr int64_t kMaxTileRows = 32;
