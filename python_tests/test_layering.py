@@ -59,8 +59,8 @@ CPP_RULES = [
     # The fused block runs conv2d's register tiles: their tables, never conv2d's algorithms.
     Rule(
         r"cpu/conv_block2d/\w+(?<!_ukernels)(?<!_impl)\.(h|cpp)",
-        r"cpu/conv_block2d/\w+(?<!_impl)\.h|cpu/conv2d/conv2d_ukernels\.h|cpu/gemm/gemm\.h|"
-        r"cpu/runtime/.+|common/.+",
+        r"cpu/conv_block2d/\w+(?<!_impl)\.h|cpu/conv2d/conv2d_(ukernels|dots)\.h|"
+        r"cpu/gemm/gemm\.h|cpu/runtime/.+|common/.+",
         STD,
     ),
     Rule(r"cpu/gemm/.+", r"cpu/gemm/\w+(?<!_impl)\.h|cpu/runtime/isa\.h|common/.+", PLAIN_STD),

@@ -222,7 +222,6 @@ struct DirectCase {
   int64_t lanes;
   int64_t depth;
   bool with_init;
-  bool accumulate;
 };
 
 void check_direct(const DirectCase& d, Numbers& numbers) {
@@ -245,12 +244,9 @@ void check_direct(const DirectCase& d, Numbers& numbers) {
   tile.offsets = offsets.data();
   tile.c_pitch = vectors * d.lanes + numbers.between(0, 3);
   tile.row_init = d.with_init ? init.data() : nullptr;
-  tile.accumulate = d.accumulate;
   Floats b(furthest + vectors * d.lanes);
   Floats c((d.rows - 1) * tile.c_pitch + vectors * d.lanes, kGuard);
   for (int64_t i = 0; i < b.size(); ++i) b[i] = numbers.whole();
-  if (d.accumulate)
-    for (int64_t i = 0; i < c.size(); ++i) c[i] = numbers.whole();
   Floats expected(c.size());
   for (int64_t i = 0; i < c.size(); ++i) expected[i] = c[i];
   for (int64_t v = 0; v < vectors; ++v) {
@@ -260,7 +256,7 @@ void check_direct(const DirectCase& d, Numbers& numbers) {
     for (int64_t i = 0; i < d.rows; ++i)
       for (int64_t l = 0; l < tile.lanes[v]; ++l) {
         float& target = expected[v * d.lanes + i * tile.c_pitch + l];
-        if (!d.accumulate) target = d.with_init ? init[i] : 0.0f;
+        target = d.with_init ? init[i] : 0.0f;
         for (int64_t k = 0; k < d.depth; ++k)
           target += a[k * d.rows + i] * tile.b[v][offsets[static_cast<size_t>(k)] + l];
       }
@@ -277,8 +273,8 @@ void check_direct_family(const DirectFamily& family, const GemmFamily& same_size
   CHECK(family.vectors == same_size.vectors);
   for (int64_t rows = 1; rows <= same_size.max_rows; ++rows)
     for (int64_t depth : {1, 2, 9, 150})
-      for (int round = 0; round < 8; ++round)
-        check_direct({&family, rows, lanes, depth, round % 2 == 0, round % 4 >= 2}, numbers);
+      for (int round = 0; round < 6; ++round)
+        check_direct({&family, rows, lanes, depth, round % 2 == 0}, numbers);
 }
 
 // --- channel tiles -------------------------------------------------------------------------------
@@ -394,23 +390,25 @@ void check_weight_tile(const WeightFamily& family, int64_t lines, int64_t lanes,
                         " x " + std::to_string(tile.width) + " pixels");
 }
 
-void check_dot_tile(const DotFamily& family, int64_t channels, int64_t lanes, Numbers& numbers) {
+void check_dot_tile(const DotFamily& family, int64_t taps, int64_t channels, int64_t lanes,
+                    Numbers& numbers) {
   DotTile tile{};
   tile.rows = numbers.between(1, 4);
   tile.width = numbers.between(1, 40);
-  tile.line_pitch = tile.width + family.kernel_width - 1 + numbers.between(0, 3);
+  tile.line_pitch = tile.width + numbers.between(0, 6);
   tile.grad_row = tile.width + numbers.between(0, 3);
   tile.grad_channel = tile.rows * tile.grad_row + numbers.between(0, 3);
-  Floats line((tile.rows - 1) * tile.line_pitch + tile.width + family.kernel_width - 1);
+  tile.sum_channel = taps * lanes + numbers.between(0, 3);
+  Floats lines(taps + (tile.rows - 1) * tile.line_pitch + tile.width - 1);
   Floats grad((channels - 1) * tile.grad_channel + (tile.rows - 1) * tile.grad_row + tile.width);
-  Floats sums(channels * family.kernel_width * lanes), bias(channels * lanes, kGuard);
-  for (int64_t i = 0; i < line.size(); ++i) line[i] = numbers.whole();
+  Floats sums((channels - 1) * tile.sum_channel + taps * lanes), bias(channels * lanes, kGuard);
+  for (int64_t i = 0; i < lines.size(); ++i) lines[i] = numbers.whole();
   for (int64_t i = 0; i < grad.size(); ++i) grad[i] = numbers.whole();
   for (int64_t i = 0; i < sums.size(); ++i) sums[i] = numbers.whole();
   Floats expected(sums.size()), expected_bias(bias.size(), kGuard);
   for (int64_t i = 0; i < sums.size(); ++i) expected[i] = sums[i];
   const bool with_bias = numbers.between(0, 1) == 0;
-  tile.line = line.data();
+  for (int64_t t = 0; t < taps; ++t) tile.taps[t] = lines.data() + taps - 1 - t;
   tile.grad = grad.data();
   tile.sums = sums.data();
   tile.bias = with_bias ? bias.data() : nullptr;
@@ -419,17 +417,17 @@ void check_dot_tile(const DotFamily& family, int64_t channels, int64_t lanes, Nu
       for (int64_t j = 0; j < tile.width; ++j) {
         const float g = grad[o * tile.grad_channel + i * tile.grad_row + j];
         if (with_bias) expected_bias[o * lanes + j % lanes] += g;
-        for (int64_t q = 0; q < family.kernel_width; ++q)
-          expected[(o * family.kernel_width + q) * lanes + j % lanes] +=
-              line[i * tile.line_pitch + j + q] * g;
+        for (int64_t t = 0; t < taps; ++t)
+          expected[o * tile.sum_channel + t * lanes + j % lanes] +=
+              tile.taps[t][i * tile.line_pitch + j] * g;
       }
-  family.by_channels[channels - 1](tile);
+  family.tiles[(channels - 1) * family.max_taps + taps - 1](tile);
   bool equal = true;
   for (int64_t i = 0; i < sums.size(); ++i) equal = equal && sums[i] == expected[i];
   for (int64_t i = 0; i < bias.size(); ++i) equal = equal && bias[i] == expected_bias[i];
-  CHECK_WITH(equal, "dot tile of " + std::to_string(channels) + " channels, kernel width " +
-                        std::to_string(family.kernel_width) + ", " + std::to_string(tile.rows) +
-                        " x " + std::to_string(tile.width) + " pixels");
+  CHECK_WITH(equal, "dot tile of " + std::to_string(channels) + " channels, " +
+                        std::to_string(taps) + " taps, " + std::to_string(tile.rows) + " x " +
+                        std::to_string(tile.width) + " pixels");
 }
 
 void check_weight_families(const Conv2dKernels& kernels, int64_t lanes, Numbers& numbers) {
@@ -438,9 +436,14 @@ void check_weight_families(const Conv2dKernels& kernels, int64_t lanes, Numbers&
     for (int64_t lines = 1; lines <= family.max_lines; ++lines)
       for (int round = 0; round < 30; ++round) check_weight_tile(family, lines, lanes, numbers);
   }
-  for (const DotFamily& family : kernels.dot)
-    for (int64_t channels = 1; channels <= family.max_channels; ++channels)
-      for (int round = 0; round < 40; ++round) check_dot_tile(family, channels, lanes, numbers);
+  const DotFamily& dot = kernels.dot;
+  for (int64_t channels = 1; channels <= dot.max_channels; ++channels)
+    for (int64_t taps = 1; taps <= dot.max_taps; ++taps) {
+      CHECK((dot.tiles[(channels - 1) * dot.max_taps + taps - 1] != nullptr) ==
+            (channels * taps <= dot.max_sums));
+      if (channels * taps > dot.max_sums) continue;
+      for (int round = 0; round < 20; ++round) check_dot_tile(dot, taps, channels, lanes, numbers);
+    }
   for (int64_t count : {0, 1, 2, 5, 17}) {
     Floats sums(count * lanes), total(count), expected(count);
     for (int64_t i = 0; i < count; ++i) {

@@ -189,11 +189,12 @@ void conv2d_grad_input(const Conv2dPlan& plan, const Conv2dGradInput& call, floa
     depthwise_grad_input(plan, call, scratch);
     return;
   }
-  bool some_unreached = false;
-  for_each_phase(call, plan.forced, [&](const GatherConv& conv) {
-    some_unreached = some_unreached || conv.taps() == 0;
-  });
-  if (some_unreached) fill_zero(call, plan.threads);
+  const Conv2dShape& s = call.shape;
+  const bool all_reached = all_phases_reached(s.stride_height, s.in_height, s.padding_height,
+                                              s.dilation_height, s.kernel_height) &&
+                           all_phases_reached(s.stride_width, s.in_width, s.padding_width,
+                                              s.dilation_width, s.kernel_width);
+  if (!all_reached) fill_zero(call, plan.threads);
   bool packed = false;
   for_each_phase(call, plan.forced, [&](GatherConv& conv) {
     if (conv.taps() == 0) return;

@@ -79,7 +79,8 @@ struct GatherPlan {
   GatherAlgorithm algorithm;
   bool possible;           // false: the forced algorithm cannot serve this gather
   int64_t slots;           // pieces that run in parallel
-  int64_t block_rows;      // output channels of one block of packed weights or of products
+  int64_t block_rows;      // output channels of one block of packed or transformed weights, or of
+                           // products
   int64_t block_channels;  // panel: input channels reduced per pass; else all
   bool wide_tiles;         // few output channels: more pixels per tile instead
   int64_t block_tiles;     // panel: GEMM tiles packed at a time

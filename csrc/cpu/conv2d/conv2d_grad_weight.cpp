@@ -2,6 +2,7 @@
 #include "cpu/conv2d/conv2d_grad_weight.h"
 
 #include "common/checked.h"
+#include "cpu/conv2d/conv2d_dots.h"
 #include "cpu/conv2d/depthwise.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -40,7 +41,7 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
     case WeightAlgorithm::kDirect:
       return weight_direct_applies(call.shape);
     case WeightAlgorithm::kDot:
-      return weight_direct_applies(call.shape) && call.grad_output_strides.column == 1;
+      return weight_dot_applies(call);
     case WeightAlgorithm::kWinograd:
       return weight_winograd_applies(call.shape);
     case WeightAlgorithm::kDepthwise:
@@ -64,6 +65,21 @@ bool weight_winograd_pays(const Conv2dShape& s) {
   const int64_t tiles =
       s.batch * ceil_div(s.out_height, int64_t{2}) * ceil_div(s.out_width, int64_t{2});
   return tiles >= (in * out <= kCachedSums ? kFewTiles : kManyTiles);
+}
+
+// Estimates per output row. Vectors along the pixels lose lanes to the width of the map; vectors
+// along the output channels, to their number, and take a transposition of the gradient.
+double dot_cycles(const Conv2dShape& s, Isa isa) {
+  const int64_t vectors = ceil_div(s.out_width, gemm_kernels(isa).lanes);
+  const DotBlocks blocks =
+      choose_dot_blocks(conv2d_kernels(isa).dot, s.in_channels * s.taps() + 1, s.out_channels);
+  return static_cast<double>(vectors) * blocks.cycles * 1.1;
+}
+double transposing_cycles(const Conv2dShape& s, int64_t lanes) {
+  constexpr double kTranspose = 6.0;
+  const double terms = static_cast<double>(s.in_channels * s.taps());
+  return static_cast<double>(s.out_width * ceil_div(s.out_channels, lanes)) *
+         (0.5 * terms + kTranspose);
 }
 
 // Which algorithm is the fastest was measured on the layers in benchmarks/shapes, see
@@ -93,13 +109,10 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const bool panel_suits = skips_pixels || weight_panel_in_place(call, isa);
   const WeightAlgorithm other =
       few_channels || panel_suits ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
-  if (!weight_direct_applies(s)) return other;
-  // Multiply-adds done, useful or not, per pixel and weight row (direct) and per row (dot).
-  const int64_t direct_work = round_up(s.out_channels, lanes) * s.out_width;
-  const int64_t dot_work = s.out_channels * round_up(s.out_width, lanes);
-  if (call.grad_output_strides.column == 1 && sums <= kMaxDotSums &&
-      10 * dot_work < 8 * direct_work)
+  if (weight_dot_applies(call) && s.taps() > 1 && sums <= kMaxDotSums &&
+      dot_cycles(s, isa) < transposing_cycles(s, lanes))
     return WeightAlgorithm::kDot;
+  if (!weight_direct_applies(s)) return other;
   const bool many_taps = s.taps() >= 5 * 5 && s.group_in_channels() >= 2 * kFewChannels &&
                          s.group_out_channels() > 2 * lanes;
   return !many_taps && (many_pixels || sums <= kFewSums) ? WeightAlgorithm::kDirect : other;

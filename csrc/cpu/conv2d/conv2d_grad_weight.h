@@ -11,7 +11,9 @@
 //   rows    the taps read whole pixels, whose channels lie side by side in channels_last and are
 //           transposed block by block in other layouts; no panel, zeros are never multiplied
 //   winograd  3 x 3 kernels without stride or dilation: 2.25 times fewer multiplications
-//   dot     as direct with vectors along the pixels, nothing transposed: for few output channels
+//   dot     a padded copy as for direct, but vectors run along the pixels and nothing is
+//   transposed:
+//           for few channels on maps that fill the vectors; no column stride, any kernel
 //
 // Only conv2d_grad_weight.cpp calls these.
 #pragma once
@@ -35,9 +37,9 @@ void grad_weight_winograd(const Conv2dPlan& plan, const Conv2dGradWeight& call, 
 
 enum class WeightVectors { kChannels, kPixels };  // direct, dot
 
-// Precondition of both: weight_direct_applies(shape); kPixels: grad_output's columns are
-// contiguous.
+// Preconditions: weight_direct_applies(shape) for kChannels, weight_dot_applies(call) for kPixels.
 bool weight_direct_applies(const Conv2dShape& shape);
+bool weight_dot_applies(const Conv2dGradWeight& call);
 int64_t weight_direct_scratch_floats(const Conv2dShape& shape, WeightVectors vectors, Isa isa,
                                      int64_t threads);
 void grad_weight_direct(const Conv2dPlan& plan, const Conv2dGradWeight& call, WeightVectors vectors,

@@ -3,12 +3,13 @@
 // its share of the images and keeps its own sums, which are added at the end in slot order:
 //
 //   direct  [in_channels * taps + 1][out_channels], the last row being the bias
-//   dot     [line][out_channels][kernel_width][lanes], then the bias [out_channels][lanes]
+//   dot     [out_channels][in_channels * taps][lanes], then the bias [out_channels][lanes]
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "common/checked.h"
+#include "cpu/conv2d/conv2d_dots.h"
 #include "cpu/conv2d/conv2d_grad_weight.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
@@ -30,7 +31,9 @@ struct DirectPlan {
   int64_t copied_rows(const Conv2dShape& s, int64_t rows) const {
     return (rows - 1) * s.stride_height + (s.kernel_height - 1) * s.dilation_height + 1;
   }
-  int64_t row_pitch(const Conv2dShape& s) const { return s.out_width + s.kernel_width - 1; }
+  int64_t row_pitch(const Conv2dShape& s) const {
+    return s.out_width + (s.kernel_width - 1) * s.dilation_width;
+  }
   int64_t channel_pitch(const Conv2dShape& s) const {
     return copied_rows(s, strip_rows) * row_pitch(s);
   }
@@ -129,29 +132,20 @@ class WeightStrip {
   }
 
   void multiply_along_pixels(int64_t image, int64_t first_row, int64_t rows) {
-    const DotFamily& family = *find_dot_family(kernels_, s_.kernel_width);
     const Strides4& go = call_.grad_output_strides;
-    const int64_t blocks = ceil_div(s_.out_channels, family.max_channels);
-    const int64_t block_channels = ceil_div(s_.out_channels, blocks);
-    const int64_t lines = s_.in_channels * s_.kernel_height;
-    DotTile tile{};
-    tile.rows = rows;
-    tile.width = s_.out_width;
-    tile.line_pitch = s_.stride_height * plan_.row_pitch(s_);
-    tile.grad_channel = go.channel;
-    tile.grad_row = go.row;
-    for (int64_t line = 0; line < lines; ++line) {
-      tile.line = line_start(line);
-      for (int64_t o = 0; o < s_.out_channels; o += block_channels) {
-        const int64_t channels = std::min(block_channels, s_.out_channels - o);
-        tile.grad = call_.grad_output + image * go.batch + o * go.channel + first_row * go.row;
-        tile.sums = sums_ + (line * s_.out_channels + o) * s_.kernel_width * plan_.lanes;
-        tile.bias = line > 0
-                        ? nullptr
-                        : sums_ + (lines * s_.kernel_width * s_.out_channels + o) * plan_.lanes;
-        family.by_channels[channels - 1](tile);
-      }
-    }
+    const int64_t taps = s_.in_channels * s_.taps();
+    DotTile strip{};
+    strip.rows = rows;
+    strip.width = s_.out_width;
+    strip.line_pitch = s_.stride_height * plan_.row_pitch(s_);
+    strip.grad = call_.grad_output + image * go.batch + first_row * go.row;
+    strip.grad_channel = go.channel;
+    strip.grad_row = go.row;
+    strip.sums = sums_;
+    if (call_.grad_bias != nullptr) strip.bias = sums_ + s_.out_channels * taps * plan_.lanes;
+    add_dots(kernels_.dot, plan_.lanes, strip, taps, s_.out_channels, [&](int64_t tap) {
+      return line_start(tap / s_.kernel_width) + tap % s_.kernel_width * s_.dilation_width;
+    });
   }
 
   void multiply(int64_t rows, int64_t o, int64_t vectors) {
@@ -202,16 +196,14 @@ void store_channel_sums(const DirectPlan& plan, const Conv2dGradWeight& call, fl
 void store_lane_sums(const DirectPlan& plan, const Conv2dGradWeight& call, const float* sums) {
   const Conv2dShape& s = call.shape;
   const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
-  const int64_t lines = s.in_channels * s.kernel_height;
-  std::fill_n(call.grad_weight, s.out_channels * s.in_channels * s.taps(), 0.0f);
+  const int64_t taps = s.in_channels * s.taps();
+  std::fill_n(call.grad_weight, s.out_channels * taps, 0.0f);
   if (call.grad_bias != nullptr) std::fill_n(call.grad_bias, s.out_channels, 0.0f);
   for (int64_t slot = 0; slot < plan.slots; ++slot) {
     const float* part = sums + slot * plan.slot_floats(s);
-    for (int64_t line = 0; line < lines; ++line)
-      for (int64_t o = 0; o < s.out_channels; ++o, part += s.kernel_width * plan.lanes)
-        kernels.add_lanes(part, s.kernel_width,
-                          call.grad_weight + (o * lines + line) * s.kernel_width);
-    if (call.grad_bias != nullptr) kernels.add_lanes(part, s.out_channels, call.grad_bias);
+    kernels.add_lanes(part, s.out_channels * taps, call.grad_weight);
+    if (call.grad_bias != nullptr)
+      kernels.add_lanes(part + s.out_channels * taps * plan.lanes, s.out_channels, call.grad_bias);
   }
 }
 
@@ -220,6 +212,11 @@ void store_lane_sums(const DirectPlan& plan, const Conv2dGradWeight& call, const
 bool weight_direct_applies(const Conv2dShape& s) {
   const bool width_has_tiles = s.kernel_width == 3 || s.kernel_width == 5 || s.kernel_width == 7;
   return s.groups == 1 && s.stride_width == 1 && s.dilation_width == 1 && width_has_tiles;
+}
+
+bool weight_dot_applies(const Conv2dGradWeight& call) {
+  const Conv2dShape& s = call.shape;
+  return s.groups == 1 && s.stride_width == 1 && call.grad_output_strides.column == 1;
 }
 
 int64_t weight_direct_scratch_floats(const Conv2dShape& s, WeightVectors vectors, Isa isa,

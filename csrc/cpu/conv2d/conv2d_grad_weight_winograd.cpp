@@ -17,6 +17,7 @@
 #include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_weight_units.h"
+#include "cpu/conv2d/conv2d_winograd_tiles.h"
 #include "cpu/conv2d/winograd_ukernels.h"
 #include "cpu/gemm/gemm.h"
 
@@ -24,13 +25,14 @@ namespace fastconv::cpu {
 namespace {
 
 constexpr int64_t kTransformedFloats = 256 * 1024;  // v and z of one block
+constexpr int64_t kSumFloats = 1024 * 1024;         // u of one part of the input channels
 constexpr int64_t kMinBlockTiles = 64;
 constexpr int64_t kMaxBlockTiles = 128;
 constexpr int64_t kSumCoefficient = 5;  // of z: the sum of a tile's four pixels
 
 struct WeightPlan {
   Isa isa;
-  int64_t parts;   // of the input channels; need no addition, so the first choice
+  int64_t parts;   // of the input channels; need no addition, so the first choice for threads
   int64_t slices;  // of the blocks, whose sums are added at the end
   int64_t slots;
   int64_t block_images;  // whole images per block, or
@@ -179,16 +181,6 @@ class WinogradBlock {
   }
 
  private:
-  // Calls visit(index, n, i, j) for every tile of the block: image, row and column of its first
-  // output.
-  template <typename Visit>
-  void for_each_tile(const Visit& visit) const {
-    int64_t index = 0;
-    for (int64_t n = 0; n < images_; ++n)
-      for (int64_t i = 0; i < rows_; ++i)
-        for (int64_t j = 0; j < row_tiles(s_); ++j) visit(index++, n, 2 * (first_row_ + i), 2 * j);
-  }
-
   void transform_input() {
     const int64_t top = 2 * first_row_ - s_.padding_height;
     const PixelRows input = pixel_rows(
@@ -197,7 +189,7 @@ class WinogradBlock {
     WinogradInput call{};
     call.channels = channels_;
     call.coefficient_pitch = layout_.v_coefficient;
-    for_each_tile([&](int64_t index, int64_t n, int64_t i, int64_t j) {
+    for_each_tile(block(), [&](int64_t index, int64_t n, int64_t i, int64_t j) {
       for (int64_t r = 0; r < 4; ++r) {
         const int64_t row = i + r - s_.padding_height;
         const bool row_inside = row >= 0 && row < s_.in_height;
@@ -221,7 +213,7 @@ class WinogradBlock {
     const int64_t width = gemm_.place_wide.vectors * gemm_.lanes;
     WinogradGradOutput call{};
     call.coefficient_pitch = layout_.z_coefficient;
-    for_each_tile([&](int64_t index, int64_t n, int64_t i, int64_t j) {
+    for_each_tile(block(), [&](int64_t index, int64_t n, int64_t i, int64_t j) {
       const float* pixels[4];
       for (int64_t y = 0; y < 2; ++y)
         for (int64_t x = 0; x < 2; ++x) {
@@ -262,6 +254,8 @@ class WinogradBlock {
       }
   }
 
+  TileBlock block() const { return {images_, first_row_, rows_, row_tiles(s_)}; }
+
   const WeightPlan& plan_;
   const Conv2dGradWeight& call_;
   const Conv2dShape& s_;
@@ -292,7 +286,9 @@ WeightPlan plan_blocks(const Conv2dShape& s, Isa isa, int64_t threads) {
   plan.isa = isa;
   const int64_t wanted = ceil_div(threads, s.groups);
   const int64_t tile = gemm_kernels(isa).place_wide.max_rows;
-  plan.parts = std::clamp<int64_t>(s.group_in_channels() / (2 * tile), 1, wanted);
+  const int64_t sums = kWinogradCoefficients * s.group_in_channels() * s.group_out_channels();
+  plan.parts = std::clamp<int64_t>(s.group_in_channels() / (2 * tile), 1,
+                                   std::max(wanted, ceil_div(sums, kSumFloats)));
   plan.parts = ceil_div(s.group_in_channels(), part_channels(plan, s));
   const int64_t tile_floats =
       kWinogradCoefficients * (part_channels(plan, s) + s.group_out_channels());

@@ -39,4 +39,12 @@ inline std::vector<PhaseTap> phase_taps(int64_t first, int64_t stride, int64_t p
   return taps;
 }
 
+// Whether some kernel position reaches every phase.
+inline bool all_phases_reached(int64_t stride, int64_t size, int64_t padding, int64_t dilation,
+                               int64_t kernel) {
+  for (int64_t first = 0; first < phase_count(stride, size); ++first)
+    if (phase_taps(first, stride, padding, dilation, kernel).empty()) return false;
+  return true;
+}
+
 }  // namespace fastconv::cpu

@@ -326,9 +326,8 @@ class RowsWork {
                     (group * conv_.out_channels + o) * out.channel + first_row * out.row;
     for (int64_t n = 0; n < images; ++n) {
       store_pixel_rows(
-          kernels_,
-          {channels, conv_.grid_width, source, 1, pitch, target, out.channel, out.column}, rows,
-          out.row);
+          kernels_, {channels, conv_.grid_width, source, 1, pitch, target, out.channel, out.column},
+          rows, out.row);
       source += rows * conv_.grid_width * pitch;
       target += out.batch;
     }

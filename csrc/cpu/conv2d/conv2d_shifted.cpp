@@ -96,8 +96,8 @@ void pack_rows(const Conv2dKernels& kernels, const GatherConv& conv, const float
                int64_t first, int64_t count, float* target) {
   const int64_t taps = conv.taps();
   if (conv.weight_taps == taps && conv.weight_tap == 1 && conv.weight_out == taps) {
-    kernels.copy_block({conv.in_channels, count, group_weights + first, conv.weight_in, 1, target,
-                        count, 1});
+    kernels.copy_block(
+        {conv.in_channels, count, group_weights + first, conv.weight_in, 1, target, count, 1});
     return;
   }
   const int64_t columns = static_cast<int64_t>(conv.tap_columns.size());
@@ -166,10 +166,11 @@ class ShiftedStrip {
     return plane_pitch(conv, Reach(conv).strip_rows(conv, plan.block_images, plan.strip_rows));
   }
   static int64_t floats(const GatherPlan& plan, const GatherConv& conv) {
-    const int64_t output = conv.output_strides.column == 1
-                               ? 0
-                               : plan.block_rows * plan.strip_rows * conv.grid_width;
-    return round_up(panel_floats(plan, conv) + plan.block_rows * conv.taps() * strip_pitch(plan, conv) + output, 16);
+    const int64_t output =
+        conv.output_strides.column == 1 ? 0 : plan.block_rows * plan.strip_rows * conv.grid_width;
+    return round_up(
+        panel_floats(plan, conv) + plan.block_rows * conv.taps() * strip_pitch(plan, conv) + output,
+        16);
   }
 
   // The input of `next` is brought near meanwhile; nullptr: there is none.
@@ -242,8 +243,8 @@ class ShiftedStrip {
         __builtin_prefetch(source + c * conv_.input_strides.channel + pixel);
   }
 
-  // Where the tile that starts at flat pixel `first` of the strip finds its input; no vector lies in
-  // more than two images.
+  // Where the tile that starts at flat pixel `first` of the strip finds its input; no vector lies
+  // in more than two images.
   GemmColumnSource locate(const float* source, int64_t first, int64_t pixels) const {
     const int64_t lanes = gemm_kernels(isa_).lanes;
     const int64_t batch = conv_.input_strides.batch;
@@ -306,10 +307,10 @@ class ShiftedStrip {
         kernels_.add_shifted(call);
       }
       if (!in_place)
-        store_pixel_rows(kernels_,
-                         {channels, conv_.grid_width, output_, plane, 1, target, out.channel,
-                          out.column},
-                         strip_.rows, out.row);
+        store_pixel_rows(
+            kernels_,
+            {channels, conv_.grid_width, output_, plane, 1, target, out.channel, out.column},
+            strip_.rows, out.row);
     }
   }
 
@@ -343,8 +344,7 @@ bool shifted_in_place(const GatherConv& conv) {
 
 double shifted_work(const GatherConv& conv) {
   const Blocking blocking = block_work(conv, 1);
-  const int64_t rows =
-      Reach(conv).strip_rows(conv, blocking.strip_images, blocking.strip_rows);
+  const int64_t rows = Reach(conv).strip_rows(conv, blocking.strip_images, blocking.strip_rows);
   const double strips = static_cast<double>(ceil_div(conv.grid_height, blocking.strip_rows));
   return strips * static_cast<double>(plane_pitch(conv, rows)) /
          static_cast<double>(blocking.strip_images * conv.grid_height * conv.grid_width);

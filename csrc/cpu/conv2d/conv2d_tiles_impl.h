@@ -37,7 +37,7 @@ inline void finish_direct_tile(const DirectTile& tile, Simd::Reg (&acc)[Rows][Ve
 template <int Rows, int Vectors>
 void direct_tile(const DirectTile& tile) {
   typename Simd::Reg acc[Rows][Vectors];
-  const bool init = tile.row_init != nullptr && !tile.accumulate;
+  const bool init = tile.row_init != nullptr;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
     const auto start = init ? Simd::set1(tile.row_init[i]) : Simd::zero();
@@ -63,7 +63,7 @@ void direct_tile(const DirectTile& tile) {
         for (int v = 0; v < Vectors; ++v) acc[i][v] = Simd::fma(ai, bv[v], acc[i][v]);
       }
     }
-    finish_direct_tile<Rows, Vectors>(tile, acc, tile.accumulate || first > 0);
+    finish_direct_tile<Rows, Vectors>(tile, acc, first > 0);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4

@@ -118,7 +118,7 @@ struct ShiftedSum {
 inline constexpr int64_t kMaxDirectVectors = 4;
 
 // A register tile that reads its input vectors in place:
-//   c[v][i * c_pitch + lane] (+)= sum_k a[k * rows + i] * b[v][offsets[k] + lane]
+//   c[v][i * c_pitch + lane] = row_init[i] + sum_k a[k * rows + i] * b[v][offsets[k] + lane]
 // Whole vectors of b are read; only the first lanes[v] of c are written. Long reductions are cut
 // into partial sums, see common/summation.h. depth is at least 1.
 struct DirectTile {
@@ -130,7 +130,6 @@ struct DirectTile {
   int64_t c_pitch;
   int64_t lanes[kMaxDirectVectors];
   const float* row_init;  // initial value per row, or nullptr for zero
-  bool accumulate;        // true: the sum is added to c, row_init is ignored
 };
 
 using DirectTileFn = void (*)(const DirectTile& tile);
@@ -201,34 +200,37 @@ struct WeightFamily {
 
 inline constexpr int kWeightFamilies = 6;  // kernel widths 3, 5, 7, each narrow (1) and wide (2)
 
-// A register tile of the weight gradient whose vectors run along the pixels of a row; for few
-// output channels. One line (see WeightTile), `rows_of_c` output channels:
-//   sums[o * kernel_width + q][lane] += sum_{i, j = lane mod lanes} line[i * line_pitch + j + q] *
-//                                                        grad[o * grad_channel + i * grad_row + j]
-//   bias[o][lane] += sum_{i, j = lane mod lanes} grad[o * grad_channel + i * grad_row + j]
-// `lanes` floats per sum. Nothing past column width - 1 + q is read.
+inline constexpr int kMaxDotTaps = 6;
+
+// A register tile of the weight gradient whose vectors run along the pixels of a row. A tap is
+// where one input channel at one kernel position starts.
+//   sums[o * sum_channel + t * lanes + lane] += sum_{i, j = lane mod lanes}
+//               taps[t][i * line_pitch + j] * grad[o * grad_channel + i * grad_row + j]
+//   bias[o * lanes + lane] += sum_{i, j = lane mod lanes} grad[o * grad_channel + i * grad_row + j]
+// Nothing past column width - 1 is read.
 struct DotTile {
   int64_t rows;
   int64_t width;
-  const float* line;
+  const float* taps[kMaxDotTaps];
   int64_t line_pitch;
   const float* grad;
   int64_t grad_channel;
   int64_t grad_row;
   float* sums;
+  int64_t sum_channel;
   float* bias;  // or nullptr
 };
 
 using DotTileFn = void (*)(const DotTile& tile);
 
-// Tiles for one kernel width, 1 .. max_channels output channels.
+// Tiles of 1 .. max_taps taps and 1 .. max_channels output channels, but at most max_sums of both
+// multiplied; a bias counts as a tap.
 struct DotFamily {
-  int64_t kernel_width;
+  int64_t max_taps;
   int64_t max_channels;
-  const DotTileFn* by_channels;  // by_channels[channels - 1]
+  int64_t max_sums;
+  const DotTileFn* tiles;  // tiles[(channels - 1) * max_taps + taps - 1]
 };
-
-inline constexpr int kDotFamilies = 3;  // kernel widths 3, 5 and 7
 
 // direct_tall and direct_wide have the tile sizes of GemmKernels' packed_tall and packed_wide.
 struct Conv2dKernels {
@@ -237,7 +239,7 @@ struct Conv2dKernels {
   ChannelFamily channel_narrow[kChannelWidths];  // one vector of output channels
   ChannelFamily channel_wide[kChannelWidths];    // two
   WeightFamily weight[kWeightFamilies];
-  DotFamily dot[kDotFamilies];
+  DotFamily dot;
   // total[i] += sum of the `lanes` floats of sums[i], for i < count.
   void (*add_lanes)(const float* sums, int64_t count, float* total);
   void (*pack_panel)(const PanelPack& pack);
@@ -256,13 +258,6 @@ inline const Conv2dKernels& conv2d_kernels(Isa isa) {
   return isa == Isa::kAvx512 ? kConv2dKernelsAvx512
          : isa == Isa::kAvx2 ? kConv2dKernelsAvx2
                              : kConv2dKernelsScalar;
-}
-
-// The dot tiles of one kernel width; nullptr where there are none.
-inline const DotFamily* find_dot_family(const Conv2dKernels& kernels, int64_t kernel_width) {
-  for (const DotFamily& family : kernels.dot)
-    if (family.kernel_width == kernel_width) return &family;
-  return nullptr;
 }
 
 // The tiles of the weight gradient of one kernel width; nullptr where there are none.

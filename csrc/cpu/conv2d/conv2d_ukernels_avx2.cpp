@@ -18,7 +18,7 @@ const Conv2dKernels kConv2dKernelsAvx2 = {
      channel_family<13, 1, 2>()},
     {weight_family<3, 4, 1>(), weight_family<3, 2, 2>(), weight_family<5, 2, 1>(),
      weight_family<5, 1, 2>(), weight_family<7, 1, 1>(), weight_family<7, 1, 2>()},
-    {dot_family<3, 3>(), dot_family<5, 1>(), dot_family<7, 1>()},
+    dot_family<4, 4, 9>(),
     &add_lanes,
     &pack_panel,
     &add_shifted,

@@ -18,7 +18,7 @@ const Conv2dKernels kConv2dKernelsAvx512 = {
      channel_family<13, 1, 2>()},
     {weight_family<3, 9, 1>(), weight_family<3, 4, 2>(), weight_family<5, 5, 1>(),
      weight_family<5, 2, 2>(), weight_family<7, 4, 1>(), weight_family<7, 2, 2>()},
-    {dot_family<3, 6>(), dot_family<5, 3>(), dot_family<7, 2>()},
+    dot_family<6, 4, 25>(),
     &add_lanes,
     &pack_panel,
     &add_shifted,

@@ -18,7 +18,7 @@ const Conv2dKernels kConv2dKernelsScalar = {
      channel_family<13, 1, 2>()},
     {weight_family<3, 2, 1>(), weight_family<3, 1, 2>(), weight_family<5, 1, 1>(),
      weight_family<5, 1, 2>(), weight_family<7, 1, 1>(), weight_family<7, 1, 2>()},
-    {dot_family<3, 2>(), dot_family<5, 1>(), dot_family<7, 1>()},
+    dot_family<4, 4, 9>(),
     &add_lanes,
     &pack_panel,
     &add_shifted,

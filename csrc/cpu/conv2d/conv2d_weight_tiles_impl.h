@@ -90,47 +90,48 @@ constexpr WeightFamily weight_family() {
   return {KernelWidth, Vectors, MaxLines, Tiles::kTiles};
 }
 
-template <int KernelWidth, int Channels, bool Bias>
+template <int Taps, int Channels, bool Bias>
 void dot_rows(const DotTile& tile) {
-  typename Simd::Reg acc[Channels][KernelWidth];
+  typename Simd::Reg acc[Channels][Taps];
   typename Simd::Reg bias[Channels];
+  const float* taps[Taps];
 #pragma GCC unroll 8
   for (int o = 0; o < Channels; ++o) {
     bias[o] = Simd::zero();
 #pragma GCC unroll 8
-    for (int q = 0; q < KernelWidth; ++q) acc[o][q] = Simd::zero();
+    for (int t = 0; t < Taps; ++t) acc[o][t] = Simd::zero();
   }
-  const int64_t grad_channel = tile.grad_channel;
-  const auto add = [&](const float* line, const float* grad, const auto& load)
-                       __attribute__((always_inline)) {
-                         typename Simd::Reg x[KernelWidth];
 #pragma GCC unroll 8
-                         for (int q = 0; q < KernelWidth; ++q) {
-                           x[q] = load(line + q);
-                           Simd::keep(x[q]);
-                         }
-#pragma GCC unroll 8
-                         for (int o = 0; o < Channels; ++o) {
-                           const auto go = load(grad + o * grad_channel);
-                           if constexpr (Bias) bias[o] = Simd::add(bias[o], go);
-#pragma GCC unroll 8
-                           for (int q = 0; q < KernelWidth; ++q)
-                             acc[o][q] = Simd::fma(go, x[q], acc[o][q]);
-                         }
-                       };
-
-  const int64_t whole = tile.width / kLanes * kLanes;
-  const bool has_tail = whole < tile.width;
-  const Simd::Mask tail = Simd::mask_first(tile.width - whole);
-  const float* line = tile.line;
+  for (int t = 0; t < Taps; ++t) taps[t] = tile.taps[t];
+  // Both factors are masked at the end of a row: what follows may be infinite or no number.
+  const int64_t width = tile.width, grad_channel = tile.grad_channel;
+  const Simd::Mask all = Simd::mask_first(kLanes);
+  const Simd::Mask tail = Simd::mask_first((width - 1) % kLanes + 1);
   const float* grad = tile.grad;
-  const int64_t line_pitch = tile.line_pitch, grad_row = tile.grad_row;
-  for (int64_t i = tile.rows; i > 0; --i, line += line_pitch, grad += grad_row) {
-    for (int64_t j = 0; j < whole; j += kLanes)
-      add(line + j, grad + j, [](const float* p) { return Simd::load(p); });
-    // Both factors are masked at the end of a row: what follows may be infinite or no number.
-    if (has_tail)
-      add(line + whole, grad + whole, [&](const float* p) { return Simd::load_masked(p, tail); });
+  const int64_t line_step = tile.line_pitch - width, grad_step = tile.grad_row - width;
+  int64_t at = 0;
+  for (int64_t i = tile.rows; i > 0; --i) {
+    for (int64_t left = width; left > 0; left -= kLanes) {
+      const Simd::Mask mask = left >= kLanes ? all : tail;
+      typename Simd::Reg x[Taps];
+#pragma GCC unroll 8
+      for (int t = 0; t < Taps; ++t) {
+        x[t] = Simd::load_masked(taps[t] + at, mask);
+        Simd::keep(x[t]);
+      }
+#pragma GCC unroll 8
+      for (int o = 0; o < Channels; ++o) {
+        const auto go = Simd::load_masked(grad + o * grad_channel, mask);
+        if constexpr (Bias) bias[o] = Simd::add(bias[o], go);
+#pragma GCC unroll 8
+        for (int t = 0; t < Taps; ++t) acc[o][t] = Simd::fma(go, x[t], acc[o][t]);
+      }
+      const int64_t step = left < kLanes ? left : kLanes;
+      at += step;
+      grad += step;
+    }
+    at += line_step;
+    grad += grad_step;
   }
 
   const auto add_to = [](float* sum, typename Simd::Reg part) {
@@ -139,30 +140,35 @@ void dot_rows(const DotTile& tile) {
 #pragma GCC unroll 8
   for (int o = 0; o < Channels; ++o) {
 #pragma GCC unroll 8
-    for (int q = 0; q < KernelWidth; ++q)
-      add_to(tile.sums + (o * KernelWidth + q) * kLanes, acc[o][q]);
+    for (int t = 0; t < Taps; ++t) add_to(tile.sums + o * tile.sum_channel + t * kLanes, acc[o][t]);
     if constexpr (Bias) add_to(tile.bias + o * kLanes, bias[o]);
   }
 }
 
-template <int KernelWidth, int Channels>
+template <int Taps, int Channels>
 void dot_tile(const DotTile& tile) {
-  if (tile.bias == nullptr) return dot_rows<KernelWidth, Channels, false>(tile);
-  dot_rows<KernelWidth, Channels, true>(tile);
+  if (tile.bias == nullptr) return dot_rows<Taps, Channels, false>(tile);
+  dot_rows<Taps, Channels, true>(tile);
 }
 
-template <int KernelWidth, typename Sequence>
-struct DotTilesByChannels;
+template <int MaxTaps, int MaxSums, typename Sequence>
+struct DotTiles;
 
-template <int KernelWidth, int... ChannelsMinusOne>
-struct DotTilesByChannels<KernelWidth, std::integer_sequence<int, ChannelsMinusOne...>> {
-  static constexpr DotTileFn kTiles[] = {&dot_tile<KernelWidth, ChannelsMinusOne + 1>...};
+template <int MaxTaps, int MaxSums, int... Index>
+struct DotTiles<MaxTaps, MaxSums, std::integer_sequence<int, Index...>> {
+  template <int Taps, int Channels>
+  static constexpr DotTileFn tile() {
+    if constexpr (Taps * Channels <= MaxSums) return &dot_tile<Taps, Channels>;
+    return nullptr;
+  }
+  static constexpr DotTileFn kTiles[] = {tile<Index % MaxTaps + 1, Index / MaxTaps + 1>()...};
 };
 
-template <int KernelWidth, int MaxChannels>
+template <int MaxTaps, int MaxChannels, int MaxSums>
 constexpr DotFamily dot_family() {
-  using Tiles = DotTilesByChannels<KernelWidth, std::make_integer_sequence<int, MaxChannels>>;
-  return {KernelWidth, MaxChannels, Tiles::kTiles};
+  static_assert(MaxTaps <= fastconv::cpu::kMaxDotTaps);
+  using Sequence = std::make_integer_sequence<int, MaxTaps * MaxChannels>;
+  return {MaxTaps, MaxChannels, MaxSums, DotTiles<MaxTaps, MaxSums, Sequence>::kTiles};
 }
 
 void add_lanes(const float* sums, int64_t count, float* total) {

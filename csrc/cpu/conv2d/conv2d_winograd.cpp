@@ -9,8 +9,10 @@
 //   v[coefficient][tile][channel]  x  u[block][coefficient][channel][column]  =
 //   m[coefficient][tile]
 //
-// Per block of 2 x 2 output tiles v is made once; per block of output channels sixteen products
-// follow, and m is transformed back at once.
+// Per block of 2 x 2 output tiles v is made; per block of output channels sixteen products follow,
+// and m is transformed back at once. Where the transformed weights of all output channels would
+// leave the cache, a part of these is taken at a time: making v again costs less than reading u
+// from memory once per block of tiles.
 #include "cpu/conv2d/conv2d_winograd.h"
 
 #include <algorithm>
@@ -20,6 +22,7 @@
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_pixels.h"
+#include "cpu/conv2d/conv2d_winograd_tiles.h"
 #include "cpu/conv2d/winograd_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -29,6 +32,7 @@ namespace {
 
 constexpr int64_t kTransformedFloats = 160 * 1024;  // v of a block stays in L2
 constexpr int64_t kMaxBlockTiles = 14 * 8;
+constexpr int64_t kWeightFloats = 1024 * 1024;  // u of one part of the output channels
 
 int64_t lanes_of(const GatherPlan& plan) {
   return gemm_kernels(plan.isa).lanes;
@@ -63,6 +67,12 @@ PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
           false};
 }
 
+// Output channels [first, last) of every group.
+struct ChannelPart {
+  int64_t first;
+  int64_t last;
+};
+
 struct ScratchLayout {
   ScratchLayout(const GatherPlan& plan, const GatherConv& conv) {
     const int64_t tiles = block_tiles(plan, conv);
@@ -70,7 +80,7 @@ struct ScratchLayout {
     // One more row than a power of two may be: the sixteen streams that the input transform writes
     // must not compete for the same L1 sets.
     coefficient_pitch = (tiles + 1) * channel_pitch;
-    out_pitch = round_up(conv.out_channels, lanes_of(plan));
+    out_pitch = round_up(std::min(plan.block_rows, conv.out_channels), lanes_of(plan));
     weights = round_up(conv.groups * kWinogradCoefficients * conv.in_channels * out_pitch, 16);
     taps = 9 * conv.in_channels * block_width(plan);
     zeros = channel_pitch;
@@ -84,7 +94,7 @@ struct ScratchLayout {
   int64_t channel_pitch;
   int64_t coefficient_pitch;
   int64_t out_pitch;
-  int64_t weights;  // u[group][block][coefficient][channel][column]
+  int64_t weights;  // u[group][block][coefficient][channel][column] of one part
   int64_t taps;     // per slot: the taps of one block, while the weights are transformed
   int64_t zeros;    // per slot, the rest of them: what lies outside the input
   int64_t v;
@@ -93,11 +103,11 @@ struct ScratchLayout {
   int64_t output;
 };
 
-void transform_weights(const GatherPlan& plan, const GatherConv& conv, float* weights,
-                       float* slots) {
+void transform_weights(const GatherPlan& plan, const GatherConv& conv, const ChannelPart& part,
+                       float* weights, float* slots) {
   const ScratchLayout layout(plan, conv);
   const int64_t width = block_width(plan);
-  const int64_t blocks = ceil_div(conv.out_channels, width);
+  const int64_t blocks = ceil_div(part.last - part.first, width);
   const int64_t pieces = conv.groups * blocks;
   const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
   const int64_t tasks = std::min(plan.slots, pieces);
@@ -105,8 +115,8 @@ void transform_weights(const GatherPlan& plan, const GatherConv& conv, float* we
     float* taps = slots + task * layout.slot();
     for (int64_t p = pieces * task / tasks; p < pieces * (task + 1) / tasks; ++p) {
       const int64_t group = p / blocks;
-      const int64_t o = p % blocks * width;
-      const int64_t columns = std::min(width, conv.out_channels - o);
+      const int64_t o = part.first + p % blocks * width;
+      const int64_t columns = std::min(width, part.last - o);
       const int64_t pitch = round_up(columns, lanes_of(plan));
       const float* source = conv.weight + group * conv.weight_group + o * conv.weight_out;
       if (columns < pitch) std::memset(taps, 0, sizeof(float) * 9 * conv.in_channels * pitch);
@@ -122,8 +132,8 @@ void transform_weights(const GatherPlan& plan, const GatherConv& conv, float* we
           kernels.copy_block({columns, 9, source + c * conv.weight_in, conv.weight_out, 1,
                               taps + c * 9 * pitch, 1, pitch});
       }
-      float* u =
-          weights + kWinogradCoefficients * conv.in_channels * (group * layout.out_pitch + o);
+      float* u = weights + kWinogradCoefficients * conv.in_channels *
+                               (group * layout.out_pitch + o - part.first);
       winograd_kernels(plan.isa).transform_weights({taps, conv.in_channels, pitch,
                                                     conv.tap_rows[0] > conv.tap_rows[1], u,
                                                     conv.in_channels * pitch});
@@ -134,9 +144,11 @@ void transform_weights(const GatherPlan& plan, const GatherConv& conv, float* we
 // Works on blocks of tiles, in one slot: several whole images, or some rows of tiles of one.
 class TileRows {
  public:
-  TileRows(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
+  TileRows(const GatherPlan& plan, const GatherConv& conv, const ChannelPart& part,
+           const float* weights, float* scratch)
       : plan_(plan),
         conv_(conv),
+        part_(part),
         layout_(plan, conv),
         kernels_(winograd_kernels(plan.isa)),
         weights_(weights),
@@ -156,28 +168,17 @@ class TileRows {
     tiles_ = images * rows * row_tiles(conv_);
     transform_input(group, image);
     const int64_t width = block_width(plan_);
-    for (int64_t o = 0; o < conv_.out_channels; o += width) {
-      const int64_t channels = std::min(width, conv_.out_channels - o);
+    for (int64_t o = part_.first; o < part_.last; o += width) {
+      const int64_t channels = std::min(width, part_.last - o);
       const int64_t pitch = round_up(channels, lanes_of(plan_));
-      multiply(
-          weights_ + kWinogradCoefficients * conv_.in_channels * (group * layout_.out_pitch + o),
-          channels, pitch);
+      multiply(weights_ + kWinogradCoefficients * conv_.in_channels *
+                              (group * layout_.out_pitch + o - part_.first),
+               channels, pitch);
       transform_output(image, group * conv_.out_channels + o, channels, pitch);
     }
   }
 
  private:
-  // Calls visit(index, n, i, j) for every tile of the block: image, row and column of its first
-  // pixel.
-  template <typename Visit>
-  void for_each_tile(const Visit& visit) const {
-    int64_t index = 0;
-    for (int64_t n = 0; n < images_; ++n)
-      for (int64_t i = 0; i < rows_; ++i)
-        for (int64_t j = 0; j < row_tiles(conv_); ++j)
-          visit(index++, n, 2 * (first_row_ + i), 2 * j);
-  }
-
   void transform_input(int64_t group, int64_t image) {
     const int64_t top = std::min(conv_.tap_rows[0], conv_.tap_rows[2]);
     const int64_t left = std::min(conv_.tap_columns[0], conv_.tap_columns[2]);
@@ -187,7 +188,7 @@ class TileRows {
     WinogradInput call{};
     call.channels = conv_.in_channels;
     call.coefficient_pitch = layout_.coefficient_pitch;
-    for_each_tile([&](int64_t index, int64_t n, int64_t i, int64_t j) {
+    for_each_tile(block(), [&](int64_t index, int64_t n, int64_t i, int64_t j) {
       for (int64_t r = 0; r < 4; ++r) {
         const int64_t row = i + top + r;
         const bool row_inside = row >= 0 && row < conv_.in_height;
@@ -236,7 +237,7 @@ class TileRows {
     call.coefficient_pitch = (tiles_ + 1) * pitch;
     call.channels = channels;
     call.bias = conv_.bias == nullptr ? nullptr : conv_.bias + channel;
-    for_each_tile([&](int64_t index, int64_t n, int64_t i, int64_t j) {
+    for_each_tile(block(), [&](int64_t index, int64_t n, int64_t i, int64_t j) {
       call.m = m_ + index * pitch;
       for (int64_t y = 0; y < 2; ++y)
         for (int64_t x = 0; x < 2; ++x) {
@@ -258,10 +259,13 @@ class TileRows {
                        grid_rows, out.row);
   }
 
+  TileBlock block() const { return {images_, first_row_, rows_, row_tiles(conv_)}; }
+
   static constexpr int64_t kMaxTileRows = 32;
 
   const GatherPlan& plan_;
   const GatherConv& conv_;
+  const ChannelPart part_;
   const ScratchLayout layout_;
   const WinogradKernels& kernels_;
   const float* weights_;
@@ -310,6 +314,10 @@ void plan_winograd(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
     blocks = conv.batch * ceil_div(tile_rows(conv), plan->strip_rows);
   }
   plan->slots = std::min(threads, conv.groups * blocks);
+  const int64_t width = block_width(*plan);
+  const int64_t most = kWeightFloats / (kWinogradCoefficients * conv.in_channels * conv.groups);
+  const int64_t parts = ceil_div(conv.out_channels, std::max(4 * width, most));
+  plan->block_rows = round_up(ceil_div(conv.out_channels, parts), width);
 }
 
 int64_t winograd_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
@@ -320,19 +328,22 @@ int64_t winograd_scratch_floats(const GatherPlan& plan, const GatherConv& conv) 
 void run_winograd(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
   const ScratchLayout layout(plan, conv);
   float* slots = scratch + layout.weights;
-  transform_weights(plan, conv, scratch, slots);
   const int64_t strips = ceil_div(tile_rows(conv), plan.strip_rows);
   const int64_t image_blocks = ceil_div(conv.batch, plan.block_images);
   const int64_t units = conv.groups * image_blocks * strips;
-  parallel_for(plan.slots, [&](int64_t slot) {
-    TileRows work(plan, conv, scratch, slots + slot * layout.slot());
-    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
-      const int64_t first_row = u % strips * plan.strip_rows;
-      const int64_t image = u / strips % image_blocks * plan.block_images;
-      work.run(u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
-               first_row, std::min(plan.strip_rows, tile_rows(conv) - first_row));
-    }
-  });
+  for (int64_t first = 0; first < conv.out_channels; first += plan.block_rows) {
+    const ChannelPart part{first, std::min(conv.out_channels, first + plan.block_rows)};
+    transform_weights(plan, conv, part, scratch, slots);
+    parallel_for(plan.slots, [&](int64_t slot) {
+      TileRows work(plan, conv, part, scratch, slots + slot * layout.slot());
+      for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+        const int64_t first_row = u % strips * plan.strip_rows;
+        const int64_t image = u / strips % image_blocks * plan.block_images;
+        work.run(u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
+                 first_row, std::min(plan.strip_rows, tile_rows(conv) - first_row));
+      }
+    });
+  }
 }
 
 }  // namespace fastconv::cpu

@@ -23,6 +23,7 @@
 
 #include "common/checked.h"
 #include "common/summation.h"
+#include "cpu/conv2d/conv2d_dots.h"
 #include "cpu/conv_block2d/conv_block2d_backward.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
@@ -81,8 +82,8 @@ class BackwardSlot {
     if (!l_.dots) return;
     const Conv2dKernels& kernels = conv2d_kernels(l_.strip.isa);
     const float* part = slot_ + l_.lane_sums;
-    for (int64_t r = 0; r < s_.kernel_height; ++r)
-      for (int64_t o = 0; o < s_.out_channels; ++o, part += s_.kernel_width * l_.lanes)
+    for (int64_t o = 0; o < s_.out_channels; ++o)
+      for (int64_t r = 0; r < s_.kernel_height; ++r, part += s_.kernel_width * l_.lanes)
         kernels.add_lanes(part, s_.kernel_width,
                           slot_ + l_.sums + o * l_.weight_pitch + r * l_.patch_pitch);
   }
@@ -151,23 +152,18 @@ class BackwardSlot {
         kernels_.spread_winners({slot_ + l_.grads + o * l_.values, offsets(image, o),
                                  shape_.pooled_height(), shape_.pooled_width(),
                                  slot_ + l_.spread + o * pixels});
-    const DotFamily& family = *find_dot_family(conv2d_kernels(p.isa), s_.kernel_width);
-    const int64_t blocks = ceil_div(s_.out_channels, family.max_channels);
-    const int64_t block_channels = ceil_div(s_.out_channels, blocks);
-    DotTile tile{};
-    tile.rows = p.used_rows;
-    tile.width = p.used_columns;
-    tile.line_pitch = p.width;
-    tile.grad_channel = pixels;
-    tile.grad_row = p.used_columns;
-    for (int64_t r = 0; r < s_.kernel_height; ++r) {
-      tile.line = slot_ + l_.image + r * p.width;
-      for (int64_t o = 0; o < s_.out_channels; o += block_channels) {
-        tile.grad = slot_ + l_.spread + o * pixels;
-        tile.sums = slot_ + l_.lane_sums + (r * s_.out_channels + o) * s_.kernel_width * l_.lanes;
-        family.by_channels[std::min(block_channels, s_.out_channels - o) - 1](tile);
-      }
-    }
+    DotTile strip{};
+    strip.rows = p.used_rows;
+    strip.width = p.used_columns;
+    strip.line_pitch = p.width;
+    strip.grad = slot_ + l_.spread;
+    strip.grad_channel = pixels;
+    strip.grad_row = p.used_columns;
+    strip.sums = slot_ + l_.lane_sums;
+    cpu::add_dots(
+        conv2d_kernels(p.isa).dot, l_.lanes, strip, s_.taps(), s_.out_channels, [&](int64_t tap) {
+          return slot_ + l_.image + tap / s_.kernel_width * p.width + tap % s_.kernel_width;
+        });
   }
 
   const uint8_t* offsets(int64_t image, int64_t o) const {

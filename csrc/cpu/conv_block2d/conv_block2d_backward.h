@@ -40,7 +40,7 @@ struct BackwardLayout {
   int64_t values;        // gradient values per output channel
   int64_t image_floats;
   int64_t sum_floats;  // sums of the weight and bias gradients, from `sums` on
-  int64_t lane_sums;   // [kernel row][output channel][kernel column][lanes]
+  int64_t lane_sums;   // [output channel][tap][lanes]
   int64_t spread;  // gradients of all pixels, [output channel][row][column]; or, in the channels
                    // form, [row][column][out_pitch]
   int64_t sums, bias_sums, image, patch_image, grads, grad_image, counts, entries, plain_image,

@@ -14,8 +14,7 @@ constexpr int64_t kMaxPatchFloats = 8 * 1024;  // two thirds of L1
 // Instructions per pooled value of the two forms of the weight gradient.
 bool prefers_dots(const ConvBlock2dShape& shape, Isa isa) {
   const Conv2dShape& s = shape.conv;
-  if (s.in_channels != 1 || find_dot_family(conv2d_kernels(isa), s.kernel_width) == nullptr)
-    return false;
+  if (s.in_channels != 1) return false;
   const bool is_max = shape.pool == BlockPool::kMax;
   // The tiles read the winning taps along the cells.
   if (is_max && choose_strip_layout(shape) == StripLayout::kChannels) return false;
