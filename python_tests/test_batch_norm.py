@@ -376,6 +376,11 @@ def test_cuda_tensors_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"bias": torch.randn(4, 1)}, r"expected bias of shape \[4\], got \[4, 1\]"),
         ({"running_mean": torch.randn(3)}, r"expected running_mean of shape \[4\], got \[3\]"),
         ({"running_var": torch.randn(3)}, r"expected running_var of shape \[4\], got \[3\]"),
+        ({"running_var": None}, "expected running_mean and running_var, or neither, got one"),
+        ({"running_mean": None}, "expected running_mean and running_var, or neither, got one"),
+        ({"eps": 0.0}, "expected eps above 0 when training, got 0"),
+        ({"eps": -1.0}, "expected eps above 0 when training, got -1"),
+        ({"eps": -1.0, "training": False}, "expected eps of at least 0, got -1"),
         ({"activation": "gelu"}, "expected activation one of none, relu, got 'gelu'"),
     ],
 )
@@ -390,6 +395,15 @@ def test_bad_arguments_are_refused(change: dict[str, Any], message: str) -> None
 def test_eval_without_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="expected running_mean and running_var when not training"):
         fastF.batch_norm(torch.randn(3, 4), None, None)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_that_ask_for_a_gradient_are_refused(name: str, training: bool) -> None:
+    arguments: dict[str, Any] = {**make_inputs((3, 4, 5, 5)), "training": training}
+    arguments[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"expected {name} that requires no gradient"):
+        fastF.batch_norm(**arguments)
 
 
 def test_dtypes_that_torch_refuses_are_refused() -> None:

@@ -179,6 +179,23 @@ def test_second_derivatives() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_batched_gradients() -> None:
+    """``is_grads_batched``, which vectorized jacobians use, runs the backward pass under vmap."""
+    ours, theirs = pair(3, 4)
+    x = torch.randn(5, 2, 3)
+    vectors = torch.randn(6, 5, 2, 4)
+    results = []
+    for cell in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        wanted = [leaf, *cell.parameters()]
+        grads = torch.autograd.grad(
+            rollout(cell, leaf), wanted, vectors, is_grads_batched=True, retain_graph=True
+        )
+        assert not any(grad.requires_grad for grad in grads)
+        results.append(dict(zip(("x", *NAMES), grads, strict=True)))
+    assert_same(*results)
+
+
 def test_a_pass_that_failed_leaves_nothing_behind() -> None:
     ours, _ = pair(3, 4)
     x = torch.randn(4, 2, 3)

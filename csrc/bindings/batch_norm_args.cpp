@@ -34,6 +34,19 @@ void check_batch_norm_args(const Tensor& input, const BatchNormTensors& tensors,
                     "of shape ", input.sym_sizes());
 }
 
+void check_batch_norm_call(const Tensor& input, const BatchNormTensors& tensors, bool training,
+                           double eps) {
+  check_batch_norm_args(input, tensors, training);
+  TORCH_CHECK_VALUE(is_given(tensors.running_mean) == is_given(tensors.running_var),
+                    "batch_norm: expected running_mean and running_var, or neither, got one");
+  for (const auto& [name, tensor] : {std::pair{"running_mean", &tensors.running_mean},
+                                     std::pair{"running_var", &tensors.running_var}})
+    TORCH_CHECK(!is_given(*tensor) || !(*tensor)->requires_grad(), "batch_norm: expected ", name,
+                " that requires no gradient: it is not differentiable");
+  TORCH_CHECK_VALUE(training ? eps > 0 : eps >= 0, "batch_norm: expected eps ",
+                    training ? "above 0 when training" : "of at least 0", ", got ", eps);
+}
+
 bool batch_norm_on_kernels(const Tensor& input, const BatchNormTensors& tensors) {
   const auto dtype = input.scalar_type();
   if (!input.is_cpu() || runs_on_torch_kernels(dtype)) return false;

@@ -12,6 +12,11 @@ namespace fastconv::bindings {
 // of them; in training, unless a channel has more than one value. Symbolic sizes are welcome.
 void check_batch_norm_args(const Tensor& input, const BatchNormTensors& tensors, bool training);
 
+// The same for a call of a public operator, and that statistics come in pairs and need no gradient,
+// and that eps can be divided by.
+void check_batch_norm_call(const Tensor& input, const BatchNormTensors& tensors, bool training,
+                           double eps);
+
 // True when all tensors are on the CPU and of one dtype that the kernels serve.
 bool batch_norm_on_kernels(const Tensor& input, const BatchNormTensors& tensors);
 

@@ -124,7 +124,7 @@ Tensor batch_norm_training_autograd(const Tensor& input, const OptionalTensor& w
                                     bool relu) {
   const BatchNormTensors tensors{weight, bias, running_mean, running_var};
   const BatchNormOptions options{momentum, eps, relu};
-  check_batch_norm_args(input, tensors, /*training=*/true);
+  check_batch_norm_call(input, tensors, /*training=*/true, eps);
   if (is_for_torch(input, tensors))
     return torch_batch_norm(input, tensors, /*training=*/true, options);
   if (any_requires_grad(input, tensors))
@@ -140,7 +140,7 @@ Tensor batch_norm_inference_autograd(const Tensor& input, const Tensor& running_
                                      const OptionalTensor& bias, double eps, bool relu) {
   const BatchNormTensors tensors{weight, bias, running_mean, running_var};
   const BatchNormOptions options{0, eps, relu};
-  check_batch_norm_args(input, tensors, /*training=*/false);
+  check_batch_norm_call(input, tensors, /*training=*/false, eps);
   if (is_for_torch(input, tensors))
     return torch_batch_norm(input, tensors, /*training=*/false, options);
   if (any_requires_grad(input, tensors))

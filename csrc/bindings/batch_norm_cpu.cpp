@@ -104,7 +104,7 @@ Tensor batch_norm_training_cpu(const Tensor& input, const OptionalTensor& weight
                                const OptionalTensor& running_var, double momentum, double eps,
                                bool relu) {
   const BatchNormTensors tensors{weight, bias, running_mean, running_var};
-  check_batch_norm_args(input, tensors, /*training=*/true);
+  check_batch_norm_call(input, tensors, /*training=*/true, eps);
   if (!batch_norm_on_kernels(input, tensors))
     return torch_batch_norm(input, tensors, /*training=*/true, {momentum, eps, relu});
   return std::get<0>(batch_norm_training_pass(input, weight, bias, running_mean, running_var,
@@ -115,7 +115,7 @@ Tensor batch_norm_inference_cpu(const Tensor& input, const Tensor& running_mean,
                                 const Tensor& running_var, const OptionalTensor& weight,
                                 const OptionalTensor& bias, double eps, bool relu) {
   const BatchNormTensors tensors{weight, bias, running_mean, running_var};
-  check_batch_norm_args(input, tensors, /*training=*/false);
+  check_batch_norm_call(input, tensors, /*training=*/false, eps);
   if (!batch_norm_on_kernels(input, tensors))
     return torch_batch_norm(input, tensors, /*training=*/false, {0, eps, relu});
   const Layout layout(input);

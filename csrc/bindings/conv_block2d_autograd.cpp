@@ -41,6 +41,14 @@ variable_list composed_backward(const Tensor& grad_output, const variable_list& 
   return grads;
 }
 
+// Output and winning taps.
+Tensor2 training_pass(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                      const ConvBlock2dOptions& options) {
+  return call_conv_block2d_training(input, weight, bias, options.conv.padding,
+                                    activation_name(options.activation), options.negative_slope,
+                                    pool_name(options.pool));
+}
+
 // Written by hand: the generic node of torch::autograd::Function costs three microseconds more, a
 // fiftieth of a LeNet-5 step at batch 1.
 class ConvBlock2dBackward : public torch::autograd::Node {
@@ -56,9 +64,13 @@ class ConvBlock2dBackward : public torch::autograd::Node {
         weight_(weight, /*is_output=*/false),
         bias_(bias, /*is_output=*/false) {}
 
-  // The output, which the node needs but must not own, when it has its history.
+  // torch's pooling does not read its output in the backward pass, so a user may overwrite it
+  // (dropout or an addition in place): it is saved without torch's check of its version, and made
+  // again where that has changed.
   void save_results(const Tensor& output, const Tensor& offsets) {
-    output_ = SavedVariable(output, /*is_output=*/true);
+    output_ = SavedVariable(output.variable_data(), /*is_output=*/false);
+    output_version_ = output.unsafeGetTensorImpl()->version_counter();
+    saved_version_ = output_version_.current_version();
     offsets_ = SavedVariable(offsets, /*is_output=*/false);
   }
 
@@ -73,16 +85,19 @@ class ConvBlock2dBackward : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard lock(mutex_);
     const Tensor input = input_.unpack(), weight = weight_.unpack(), bias = bias_.unpack();
-    const Tensor output = output_.unpack(getptr()), offsets = offsets_.unpack();
+    const Tensor saved_output = output_.unpack(), offsets = offsets_.unpack();
     if (!grads[0].defined()) return variable_list(3);
     const std::array<bool, 3> wanted = {task_should_compute_output(0),
                                         task_should_compute_output(1),
                                         task_should_compute_output(2)};
+    const ConvBlock2dOptions options{
+        {kOne, padding_, kOne, 1}, activation_, negative_slope_, pool_, kTwo, kTwo};
     if (at::GradMode::is_enabled())
-      return composed_backward(
-          grads[0], {input, weight, bias}, wanted,
-          {{kOne, padding_, kOne, 1}, activation_, negative_slope_, pool_, kTwo, kTwo});
+      return composed_backward(grads[0], {input, weight, bias}, wanted, options);
     at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const bool overwritten = output_version_.current_version() != saved_version_;
+    const Tensor output =
+        overwritten ? std::get<0>(training_pass(input, weight, bias, options)) : saved_output;
     auto [grad_input, grad_weight, grad_bias] = call_conv_block2d_backward(
         grads[0], output, offsets, input, weight, bias, padding_, activation_name(activation_),
         negative_slope_, pool_name(pool_), wanted);
@@ -95,6 +110,8 @@ class ConvBlock2dBackward : public torch::autograd::Node {
   PoolKind pool_;
   double negative_slope_;
   SavedVariable input_, weight_, bias_, output_, offsets_;
+  c10::VariableVersion output_version_;
+  uint32_t saved_version_ = 0;
 };
 
 Tensor differentiable_block2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
@@ -102,9 +119,7 @@ Tensor differentiable_block2d(const Tensor& input, const Tensor& weight, const O
   const auto node =
       c10::make_intrusive<ConvBlock2dBackward>(input, weight, bias.value_or(Tensor()), options);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const auto [output, offsets] = call_conv_block2d_training(
-      input, weight, bias, options.conv.padding, activation_name(options.activation),
-      options.negative_slope, pool_name(options.pool));
+  const auto [output, offsets] = training_pass(input, weight, bias, options);
   torch::autograd::set_history(output, node);
   node->save_results(output, offsets);
   return output;

@@ -73,7 +73,7 @@ struct LstmGrads {
 Tensor8 call_lstm_layer_backward(const LstmGrads& grads, const LstmOperands& operands,
                                  const LstmSaved& saved, std::array<bool, 8> output_mask);
 
-// The gradients as a function that can be differentiated again, in the order of LstmOperands.
+// The gradients by torch's operators, in the order of LstmOperands: differentiable in grad mode.
 std::vector<Tensor> composed_lstm_gradients(
     const LstmGrads& grads, const LstmOperands& operands,
     const std::array<bool, LstmOperands::kDifferentiable>& mask);

@@ -191,6 +191,7 @@ auto find_op(const char* name) {
 
 variable_list composed_lstm_gradients(const LstmGrads& grads, const LstmOperands& o,
                                       const std::array<bool, kOperands>& mask) {
+  const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode enable(true);
   std::array<Tensor, kOperands> operands = o.differentiable();
   variable_list wanted;
@@ -215,7 +216,7 @@ variable_list composed_lstm_gradients(const LstmGrads& grads, const LstmOperands
   add(h_n, grads.h_n);
   add(c_n, grads.c_n);
   const variable_list dense =
-      torch::autograd::grad(outputs, wanted, given, /*retain_graph=*/true, /*create_graph=*/true,
+      torch::autograd::grad(outputs, wanted, given, /*retain_graph=*/true, create_graph,
                             /*allow_unused=*/true);
   variable_list result(kOperands);
   size_t next = 0;

@@ -129,7 +129,7 @@ class LstmCellBackward : public torch::autograd::Node {
     for (size_t i = 0; i < o.size(); ++i) o[i] = saved_[i].unpack();
     const Tensor cells = cells_.unpack(getptr()), gates = gates_.unpack();
     if (!grads[0].defined() && !grads[1].defined()) return variable_list(o.size());
-    if (at::GradMode::is_enabled()) return composed(o, grads);
+    if (at::GradMode::is_enabled() || !have_memory(grads)) return composed(o, grads);
     return gradients(o, gates, cells, grads);
   }
 
@@ -164,7 +164,7 @@ class LstmCellBackward : public torch::autograd::Node {
     return result;
   }
 
-  // Gradients that can be differentiated again.
+  // Gradients by torch's operators, which can be differentiated again and batched.
   variable_list composed(const CellOperands& o, const variable_list& grads) {
     const auto optional = [](const Tensor& t) {
       return t.defined() ? OptionalTensor(t) : OptionalTensor();

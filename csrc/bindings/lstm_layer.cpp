@@ -72,7 +72,8 @@ class LstmLayerBackward : public torch::autograd::Node {
     const LstmGrads given{if_defined(grads[0]), state(grads[1]), state(grads[2])};
     std::array<bool, kOperands> mask{};
     for (size_t i = 0; i < kOperands; ++i) mask[i] = task_should_compute_output(i);
-    if (at::GradMode::is_enabled()) return composed_lstm_gradients(given, o, mask);
+    if (at::GradMode::is_enabled() || !have_memory(grads))
+      return composed_lstm_gradients(given, o, mask);
     LstmGradients g = lstm_layer_backward_cpu(given, o, saved, mask);
     return {std::move(g.input),     std::move(g.h_0),       std::move(g.c_0),
             std::move(g.weight_ih), std::move(g.weight_hh), std::move(g.bias_ih),

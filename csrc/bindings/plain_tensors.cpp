@@ -29,4 +29,10 @@ bool are_plain(at::ArrayRef<Tensor> tensors) {
   return true;
 }
 
+bool have_memory(at::ArrayRef<Tensor> tensors) {
+  for (const Tensor& t : tensors)
+    if (t.defined() && !t.has_storage()) return false;
+  return true;
+}
+
 }  // namespace fastconv::bindings

@@ -16,4 +16,8 @@ bool nothing_intervenes();
 // without a tangent.
 bool are_plain(at::ArrayRef<Tensor> tensors);
 
+// True when all tensors that are defined have memory, which gradients under vmap (is_grads_batched)
+// have not.
+bool have_memory(at::ArrayRef<Tensor> tensors);
+
 }  // namespace fastconv::bindings

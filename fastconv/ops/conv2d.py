@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastconv.ops.arguments import as_integers
+from fastconv.ops.arguments import as_pair
 
 _Pair = int | tuple[int, ...] | list[int]
 _conv2d = torch.ops.fastconv.conv2d.default
@@ -54,15 +54,11 @@ def conv2d(
         input,
         weight,
         bias,
-        as_integers("conv2d", "stride", stride),
-        as_integers("conv2d", "padding", padding),
-        as_integers("conv2d", "dilation", dilation),
+        as_pair("conv2d", "stride", stride),
+        as_pair("conv2d", "padding", padding),
+        as_pair("conv2d", "dilation", dilation),
         groups,
     )
-
-
-def _pair(value: _Pair) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
 
 
 def _apply_named_padding(
@@ -73,13 +69,16 @@ def _apply_named_padding(
         return input, 0
     if padding != "same":
         raise ValueError(f"conv2d: expected padding 'same', 'valid' or integers, got '{padding}'")
-    if any(s != 1 for s in _pair(stride)):
+    if any(s != 1 for s in as_pair("conv2d", "stride", stride)):
         raise ValueError(f"conv2d: expected stride 1 with padding 'same', got {stride}")
     if weight.dim() != 4:
         raise ValueError(
             f"conv2d: expected weight of shape [out, in/groups, kh, kw], got {list(weight.shape)}"
         )
-    total = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+    dilations = as_pair("conv2d", "dilation", dilation)
+    if len(dilations) != 2:
+        raise ValueError(f"conv2d: expected dilation of one or two integers, got {dilation}")
+    total = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
     extra = [t % 2 for t in total]
     if any(extra):
         input = torch.nn.functional.pad(input, [0, extra[1], 0, extra[0]])

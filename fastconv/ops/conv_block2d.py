@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from fastconv._C import conv_block2d as _direct
-from fastconv.ops.arguments import as_integers
+from fastconv.ops.arguments import as_pair
 from fastconv.ops.conv2d import _apply_named_padding, _conv2d_fake
 
 _Pair = int | Sequence[int]
@@ -82,15 +82,15 @@ def conv_block2d(
         input,
         weight,
         bias,
-        as_integers("conv_block2d", "stride", stride),
-        as_integers("conv_block2d", "padding", padding),
-        as_integers("conv_block2d", "dilation", dilation),
+        as_pair("conv_block2d", "stride", stride),
+        as_pair("conv_block2d", "padding", padding),
+        as_pair("conv_block2d", "dilation", dilation),
         groups,
         activation,
         negative_slope,
         pool,
-        as_integers("conv_block2d", "pool_size", pool_size),
-        () if pool_stride is None else as_integers("conv_block2d", "pool_stride", pool_stride),
+        as_pair("conv_block2d", "pool_size", pool_size),
+        () if pool_stride is None else as_pair("conv_block2d", "pool_stride", pool_stride),
     )
 
 

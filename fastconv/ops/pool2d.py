@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastconv.ops.arguments import as_pair
+
 _Pair = int | Sequence[int]
 
 
@@ -53,7 +55,12 @@ def max_pool2d(
     """
     op = torch.ops.fastconv.max_pool2d_with_indices if return_indices else _max_pool2d_op
     return op.default(
-        input, _pair(kernel_size), _stride(stride), _pair(padding), _pair(dilation), ceil_mode
+        input,
+        as_pair("max_pool2d", "kernel_size", kernel_size),
+        () if stride is None else as_pair("max_pool2d", "stride", stride),
+        as_pair("max_pool2d", "padding", padding),
+        as_pair("max_pool2d", "dilation", dilation),
+        ceil_mode,
     )
 
 
@@ -88,9 +95,9 @@ def avg_pool2d(
     """
     return torch.ops.fastconv.avg_pool2d.default(
         input,
-        _pair(kernel_size),
-        _stride(stride),
-        _pair(padding),
+        as_pair("avg_pool2d", "kernel_size", kernel_size),
+        () if stride is None else as_pair("avg_pool2d", "stride", stride),
+        as_pair("avg_pool2d", "padding", padding),
         ceil_mode,
         count_include_pad,
         divisor_override,
@@ -98,16 +105,7 @@ def avg_pool2d(
 
 
 _max_pool2d_op = torch.ops.fastconv.max_pool2d
-
-
-def _pair(value: _Pair) -> list[int]:
-    if isinstance(value, int):
-        return [value, value]
-    return [*value, *value] if len(value) == 1 else list(value)
-
-
-def _stride(value: _Pair | None) -> list[int]:
-    return [] if value is None else _pair(value)
+_LARGEST = 2**31 - 1  # of an option, as in torch
 
 
 def _output_size(
@@ -121,6 +119,7 @@ def _output_size(
 
 
 def _new_output(
+    op: str,
     input: Tensor,
     kernel_size: Sequence[int],
     stride: Sequence[int],
@@ -128,18 +127,47 @@ def _new_output(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    size = [
-        _output_size(
-            input.shape[i],
-            kernel_size[i],
-            (stride or kernel_size)[i],
-            padding[i],
-            dilation[i],
-            ceil_mode,
+    """An empty result; refuses, for shape inference, what csrc/bindings/pool2d_args.cpp refuses."""
+
+    def expect(holds: bool, what: str, got: object) -> None:
+        if not holds:
+            raise ValueError(f"{op}: expected {what}, got {got}")
+
+    image = list(input.shape)
+    expect(input.dim() in (3, 4), "input of shape [N, C, H, W] or [C, H, W]", image)
+    expect(
+        all(size > 0 for size in image[-3:]),
+        "input with channels, height and width of at least 1",
+        image,
+    )
+    stride = stride or kernel_size
+    for name, pair, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        expect(len(pair) == 2, f"{name} of one or two integers", [*pair])
+        expect(
+            min(pair) >= least and max(pair) <= _LARGEST,
+            f"{name} from {least} to {_LARGEST}",
+            [*pair],
         )
+    expect(
+        all(p <= k // 2 for p, k in zip(padding, kernel_size, strict=True)),
+        "padding of at most half the kernel size",
+        f"padding {[*padding]} and kernel_size {[*kernel_size]}",
+    )
+    size = [
+        _output_size(image[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i in (-2, -1)
     ]
-    return _empty([*input.shape[:-2], *size], input, _channels_last(input))
+    expect(
+        min(size) >= 1,
+        "a window no larger than the padded input",
+        f"input {image} and kernel_size {[*kernel_size]}",
+    )
+    return _empty([*image[:-2], *size], input, _channels_last(input))
 
 
 def _channels_last(input: Tensor) -> bool:
@@ -166,7 +194,7 @@ def _max_pool2d_fake(
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> Tensor:
-    return _new_output(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _new_output("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @torch.library.register_fake("fastconv::max_pool2d_with_indices")
@@ -178,7 +206,7 @@ def _max_pool2d_with_indices_fake(
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    output = _new_output(input, kernel_size, stride, padding, dilation, ceil_mode)
+    output = _new_output("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
     return output, torch.empty_like(output, dtype=torch.int64)
 
 
@@ -191,7 +219,7 @@ def _max_pool2d_training_fake(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    output = _new_output(input, kernel_size, stride, padding, dilation, ceil_mode)
+    output = _new_output("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
     return output, _offsets_like(output, kernel_size)
 
 
@@ -246,7 +274,7 @@ def _avg_pool2d_fake(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    return _new_output(input, kernel_size, stride, padding, (1, 1), ceil_mode)
+    return _new_output("avg_pool2d", input, kernel_size, stride, padding, (1, 1), ceil_mode)
 
 
 @torch.library.register_fake("fastconv::_avg_pool2d_backward")
