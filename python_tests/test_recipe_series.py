@@ -51,6 +51,8 @@ def test_windows_never_look_ahead() -> None:
         ("time,x\n2001-01,2\n2001-02,3\n2001-04,3\n", "got 2001-04 after 2001-02"),
         ("time,x\n2001-01-30,2\n2001-01-31,3\n2001-02-02,3\n", "got 2001-02-02 after"),
         ("time,x\n1,2,3\n", "line 2: expected 2 columns, got 3"),
+        (f"time,x\n1,{'7' * 200_000}\n", "expected a CSV file: field larger than"),
+        ("time,x\n9999-12-30,1\n9999-12-31,2\n9999-12-31,3\n", "got 9999-12-31 after"),
     ],
 )
 def test_bad_csv_files_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
@@ -96,6 +98,40 @@ def test_forecast_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["train", "forecast", "--lr", "-1"]) == 2
     assert main(["train", "forecast", "--window", "400"]) == 2
     assert "expected at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--horizon 60 --window 10", "--validation-share to leave at least --horizon 60 of 309"),
+        ("--validation-share 0.001", "--validation-share to leave at least --horizon 1 of 309"),
+        ("--test-share 0.001", "--test-share to leave at least --horizon 1 of 309 steps, got 0"),
+        ("--threads 1000000", "--threads an integer from 1 to 1024, got 1000000"),
+        (f"--seed {2**70}", "--seed an integer from 0 to 4294967295"),
+        (f"--hidden {10**30}", "--hidden an integer from 1 to 16384"),
+        ("--season 0", "--season an integer from 1 to"),
+    ],
+)
+def test_bad_forecasts_leave_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "forecast", *options.split(), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_finished_run_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", "forecast", "--epochs", "1", "--hidden", "2", "--out", str(tmp_path)]
+    assert main(run) == 0
+    before = (tmp_path / "best.pt").read_bytes()
+    assert main(run) == 2
+    assert "holds a run already; expected a new folder" in capsys.readouterr().err
+    assert (tmp_path / "best.pt").read_bytes() == before
 
 
 # --- Text ----------------------------------------------------------------------------------------
@@ -148,7 +184,7 @@ def test_text_is_learned_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     for wrong, message in (
         (["--prompt", "QUICK"], "characters of the text"),
         (["--temperature", "0"], "--temperature above 0"),
-        (["--length", "0"], "--length a positive integer"),
+        (["--length", "0"], "--length an integer from 1 to 1000000, got 0"),
         (["--prompt", ""], "--prompt of at least one"),
     ):
         assert main([*checkpoint, *wrong]) == 2
@@ -168,3 +204,8 @@ def test_bad_text(tmp_path: Path) -> None:
         encode("abx", "ab")
     with pytest.raises(UserError, match="--dropout a number from 0"):
         TextConfig(dropout=1.0)
+    for name, value in (("threads", 10**6), ("seed", -1), ("sample", -1), ("embedding", 10**30)):
+        with pytest.raises(UserError, match=f"--{name} an integer from"):
+            TextConfig(**{name: value})
+    with pytest.raises(UserError, match="--held-out-share to leave 2 characters"):
+        train_text(TextConfig(held_out_share=1e-9))

@@ -17,7 +17,16 @@ from fastconv.models import LSTMForecaster
 from fastconv.optim import Adam
 from fastconv.recipes.checkpoint import save_checkpoint
 from fastconv.recipes.errors import TrainingDivergedError, UserError, require_packages
-from fastconv.recipes.options import check_option
+from fastconv.recipes.options import (
+    MAX_COUNT,
+    MAX_LAYERS,
+    MAX_SEED,
+    MAX_THREADS,
+    MAX_UNITS,
+    check_integers,
+    check_option,
+    set_threads,
+)
 from fastconv.recipes.plots import plot_forecast
 from fastconv.recipes.run_folder import (
     BEST,
@@ -70,11 +79,15 @@ class ForecastConfig:
     def __post_init__(self) -> None:
         if (self.csv is None) != (self.column is None):
             raise UserError("expected --csv and --column together, got one of them")
-        for name in ("window", "horizon", "hidden", "layers", "epochs", "patience", "batch_size"):
-            check_option(self, name, "a positive integer", getattr(self, name) >= 1)
-        for name in ("season", "threads"):
-            value = getattr(self, name)
-            check_option(self, name, "a positive integer", value is None or value >= 1)
+        check_integers(
+            self,
+            *((name, 1, MAX_COUNT) for name in ("window", "horizon", "season")),
+            *((name, 1, MAX_COUNT) for name in ("epochs", "patience", "batch_size")),
+            ("hidden", 1, MAX_UNITS),
+            ("layers", 1, MAX_LAYERS),
+            ("seed", 0, MAX_SEED),
+            ("threads", 1, MAX_THREADS),
+        )
         check_option(self, "lr", "a number above 0", math.isfinite(self.lr) and self.lr > 0)
         for name in ("validation_share", "test_share"):
             check_option(self, name, "a number above 0 and below 1", 0 < getattr(self, name) < 1)
@@ -152,13 +165,21 @@ def train_forecast(config: ForecastConfig, *, out: Path | None = None) -> Foreca
     train_end = round(config.train_share * steps)
     test_begin = steps - round(config.test_share * steps)
     least = max(config.window, season) + config.horizon
-    if train_end < 2 * least or steps - test_begin < config.horizon:
+    if train_end < 2 * least:
         raise UserError(
             f"expected at least {math.ceil(2 * least / config.train_share)} steps for --window "
             f"{config.window}, --horizon {config.horizon} and season {season}, got {steps}"
         )
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    for share, length in (
+        ("--validation-share", test_begin - train_end),
+        ("--test-share", steps - test_begin),
+    ):
+        if length < config.horizon:
+            raise UserError(
+                f"expected {share} to leave at least --horizon {config.horizon} of {steps} steps, "
+                f"got {length}"
+            )
+    set_threads(config.threads)
     mean = series.values[:train_end].mean()
     spread = series.values[:train_end].std().clamp_min(1e-12)
     scaled = ((series.values - mean) / spread).float()

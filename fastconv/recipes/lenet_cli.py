@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastconv.models.lenet import ACTIVATIONS, BACKENDS, POOLS
 from fastconv.recipes.data import DATASETS
 from fastconv.recipes.errors import UserError
@@ -17,11 +15,11 @@ from fastconv.recipes.lenet import train_lenet5
 from fastconv.recipes.lenet_config import (
     DEFAULT_EPOCHS,
     DEFAULT_LR,
-    MAX_THREADS,
     OPTIMIZERS,
     LeNetConfig,
     option_name,
 )
+from fastconv.recipes.options import MAX_THREADS, check_integers, set_threads
 from fastconv.recipes.predict import predict_lenet5
 
 _TRAIN_DESCRIPTION = """\
@@ -162,12 +160,8 @@ def add_predict_parser(commands: Any) -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> int:
-    if arguments.threads is not None:
-        if not 1 <= arguments.threads <= MAX_THREADS:
-            raise UserError(
-                f"expected --threads an integer from 1 to {MAX_THREADS}, got {arguments.threads}"
-            )
-        torch.set_num_threads(arguments.threads)
+    check_integers(arguments, ("threads", 1, MAX_THREADS))
+    set_threads(arguments.threads)
     found = predict_lenet5(arguments.checkpoint, arguments.images, backend=arguments.backend)
     if arguments.json:
         rows = [

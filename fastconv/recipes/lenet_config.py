@@ -11,11 +11,11 @@ from typing import Any
 from fastconv.models.lenet import ACTIVATIONS, BACKENDS, POOLS
 from fastconv.recipes.data import DATASETS
 from fastconv.recipes.errors import UserError
+from fastconv.recipes.options import MAX_COUNT, MAX_SEED, MAX_THREADS
 
 OPTIMIZERS = ("adam", "sgd")
 DEFAULT_EPOCHS = {"digits": 40, "mnist": 10}
 DEFAULT_LR = {"adam": 0.003, "sgd": 0.02}
-MAX_THREADS = 1024
 MAX_SHIFT = 14
 MAY_CHANGE_ON_RESUME = frozenset(
     {"epochs", "patience", "threads", "backend", "data_dir", "download"}
@@ -75,12 +75,12 @@ class LeNetConfig:
 
     def _check_integers(self) -> None:
         for name, low, high in (
-            ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6),
+            ("epochs", 1, MAX_COUNT),
+            ("batch_size", 1, MAX_COUNT),
             ("shift", 0, MAX_SHIFT),
-            ("patience", 0, 10**6),
-            ("seed", 0, 2**32 - 1),
-            ("split_seed", 0, 2**32 - 1),
+            ("patience", 0, MAX_COUNT),
+            ("seed", 0, MAX_SEED),
+            ("split_seed", 0, MAX_SEED),
             ("threads", 1, MAX_THREADS),
         ):
             value = getattr(self, name)

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from fastconv.recipes.errors import UserError
+
+MAX_THREADS = 1024
+MAX_SEED = 2**32 - 1
+# Beyond any use, and before torch runs out of memory or integers in a sentence of its own.
+MAX_COUNT = 10**6
+MAX_UNITS = 2**14
+MAX_LAYERS = 100
 
 
 def add_options(
@@ -51,3 +60,25 @@ def check_option(config: Any, name: str, expected: str, holds: bool) -> None:
     if not holds:
         option = "--" + name.replace("_", "-")
         raise UserError(f"expected {option} {expected}, got {getattr(config, name)!r}")
+
+
+def check_integers(config: Any, *rules: tuple[str, int, int]) -> None:
+    """Refuse integer fields outside their ranges; a field that is None is not given.
+
+    Args:
+        rules: name of a field, least and largest value.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name, low, high in rules:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        holds = value is None or (whole and low <= value <= high)
+        check_option(config, name, f"an integer from {low} to {high}", holds)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's number of threads, if one is given."""
+    if threads is not None:
+        torch.set_num_threads(threads)

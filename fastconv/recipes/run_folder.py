@@ -41,6 +41,8 @@ def create_run_folder(out: Path | None, name: str) -> Path:
         raise UserError(
             f"{out}: holds a run already; expected a new folder, or --resume {out / LAST}"
         )
+    if (out / BEST).exists():
+        raise UserError(f"{out}: holds a run already; expected a new folder")
     return out
 
 

@@ -60,7 +60,10 @@ def load_csv(path: Path, column: str) -> Series:
 
 
 def _parse(name: str, text: str, column: str) -> Series:
-    lines = [(n, row) for n, row in enumerate(csv.reader(text.splitlines()), 1) if any(row)]
+    try:
+        lines = [(n, row) for n, row in enumerate(csv.reader(text.splitlines()), 1) if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{name}: expected a CSV file: {error}") from error
     if len(lines) < 2:
         raise UserError(f"{name}: expected a header and rows, got {len(lines)} lines")
     header = [title.strip() for title in lines[0][1]]
@@ -122,9 +125,9 @@ def _as_months(labels: list[str]) -> list[int] | None:
     """Months counted from year 0, for ``2001-01`` and for dates that all share their day."""
     try:
         days = [date.fromisoformat(label if len(label) > 7 else f"{label}-01") for label in labels]
-    except ValueError:
+        ends = all((day + timedelta(1)).day == 1 for day in days)
+    except (ValueError, OverflowError):  # no dates, or the last one there is
         return None
-    ends = all((day + timedelta(1)).day == 1 for day in days)
     if not ends and len({day.day for day in days}) > 1:
         return None
     return [12 * day.year + day.month for day in days]

@@ -19,7 +19,16 @@ from fastconv import optim
 from fastconv.models import CharLSTM
 from fastconv.recipes.checkpoint import load_checkpoint, save_checkpoint
 from fastconv.recipes.errors import TrainingDivergedError, UserError
-from fastconv.recipes.options import check_option
+from fastconv.recipes.options import (
+    MAX_COUNT,
+    MAX_LAYERS,
+    MAX_SEED,
+    MAX_THREADS,
+    MAX_UNITS,
+    check_integers,
+    check_option,
+    set_threads,
+)
 from fastconv.recipes.run_folder import (
     BEST,
     CONFIG,
@@ -59,12 +68,18 @@ class TextConfig:
     backend: str = "fastconv"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "steps", "embedding", "hidden", "layers"):
-            check_option(self, name, "a positive integer", getattr(self, name) >= 1)
-        check_option(
-            self, "threads", "a positive integer", self.threads is None or self.threads >= 1
+        check_integers(
+            self,
+            ("epochs", 1, MAX_COUNT),
+            ("batch_size", 1, MAX_COUNT),
+            ("steps", 1, MAX_COUNT),
+            ("embedding", 1, MAX_UNITS),
+            ("hidden", 1, MAX_UNITS),
+            ("layers", 1, MAX_LAYERS),
+            ("sample", 0, MAX_COUNT),
+            ("seed", 0, MAX_SEED),
+            ("threads", 1, MAX_THREADS),
         )
-        check_option(self, "sample", "an integer of at least 0", self.sample >= 0)
         for name in ("lr", "clip"):
             value = getattr(self, name)
             check_option(self, name, "a number above 0", math.isfinite(value) and value > 0)
@@ -114,11 +129,14 @@ def train_text(
         TrainingDivergedError: when the loss is no longer finite.
     """
     start = time.perf_counter()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     text = load_text(Path(config.text) if config.text else None, config.held_out_share)
     inputs = columns(text.train, config.batch_size)
-    if len(inputs) < 2 or len(text.held_out) < 2:
+    if len(text.held_out) < 2:
+        raise UserError(
+            f"expected --held-out-share to leave 2 characters to test on, got {len(text.held_out)}"
+        )
+    if len(inputs) < 2:
         raise UserError(
             f"expected a text longer than --batch-size {config.batch_size}, got "
             f"{len(text.train)} characters to train on"

@@ -7,11 +7,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastconv.recipes.distributed import require_one_process
-from fastconv.recipes.errors import UserError
-from fastconv.recipes.options import add_options, given_options
+from fastconv.recipes.options import (
+    MAX_COUNT,
+    MAX_SEED,
+    MAX_THREADS,
+    add_options,
+    check_integers,
+    given_options,
+    set_threads,
+)
 from fastconv.recipes.text import NGRAM, TextConfig, generate, load_model, train_text
 
 _DESCRIPTION = f"""\
@@ -85,12 +90,10 @@ def add_generate_parser(commands: Any) -> None:
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:
-    for option in ("length", "threads"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise UserError(f"expected --{option} a positive integer, got {value}")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    check_integers(
+        arguments, ("length", 1, MAX_COUNT), ("seed", 0, MAX_SEED), ("threads", 1, MAX_THREADS)
+    )
+    set_threads(arguments.threads)
     model, characters = load_model(arguments.checkpoint)
     prompt = arguments.prompt
     print(
