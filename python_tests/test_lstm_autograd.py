@@ -298,3 +298,23 @@ def test_trains_in_step_with_torch() -> None:
             optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_batched_gradients(layers: int) -> None:
+    """``is_grads_batched``, which vectorized jacobians use, runs the backward pass under vmap."""
+    torch.manual_seed(0)
+    stock = torch.nn.LSTM(3, 4, layers)
+    ours = fast_nn.LSTM(3, 4, layers)
+    ours.load_state_dict(stock.state_dict())
+    x = torch.randn(5, 2, 3)
+    vectors = torch.randn(6, 5, 2, 4)
+    leaf = x.clone().requires_grad_()
+    output, _ = ours(leaf)
+    wanted = [leaf, *ours.parameters()]
+    batched = torch.autograd.grad(output, wanted, vectors, is_grads_batched=True, retain_graph=True)
+    output, _ = stock(x.requires_grad_())
+    for i, vector in enumerate(vectors):
+        expected = torch.autograd.grad(output, [x, *stock.parameters()], vector, retain_graph=True)
+        for ours_, theirs in zip(batched, expected, strict=True):
+            torch.testing.assert_close(ours_[i], theirs, rtol=1e-4, atol=1e-5)

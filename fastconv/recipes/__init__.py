@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whole jobs on real data: ``fastconv train lenet5`` and ``fastconv predict lenet5``.
+"""Whole jobs on real data: ``fastconv train lenet5|forecast|text``, ``predict`` and ``generate``.
 
 The optional packages they use come with ``pip install "fastconv[recipes]"``; they are imported when
 a recipe runs.
