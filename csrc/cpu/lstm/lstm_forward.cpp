@@ -21,8 +21,12 @@ namespace {
 
 // Weights of a step above this size are read from beyond a core's own cache.
 constexpr int64_t kCachedWeights = 160'000;
-// Floats of input products computed ahead of their steps.
+// Floats of input products computed ahead of their steps, and rows below which a pass over the
+// weights would be for too few.
 constexpr int64_t kAheadFloats = 512 * 1024;
+constexpr int64_t kAheadRows = 256;
+// Recurrent weights of more floats than this are read from memory that takes long to answer.
+constexpr int64_t kStreamedWeights = 600'000;
 // Rows of a call up to which all weights are read as they are.
 constexpr int64_t kInPlaceRows = 6;
 constexpr int64_t kAlign = 16;
@@ -36,6 +40,7 @@ struct Plan {
   bool narrow;          // the last units form a narrow block after these
   bool in_place;        // weights are read as they are, for one step at a time
   bool ahead;           // input products are computed some steps ahead
+  bool streams;         // high tiles ask for the next block's weights
   int64_t ahead_steps;  // how many steps; each has room for active(0) rows
   int64_t weights_x, weights_h, bias, pre, m, projection;  // offsets into scratch
   int64_t scratch;
@@ -70,9 +75,11 @@ Plan make_plan(const LstmShape& s) {
   p.blocks = p.narrow ? s.hidden / lanes : ceil_div(s.hidden, lanes);
   p.width = 4 * lanes * p.blocks;
   const int64_t packed = p.width + (p.narrow ? lanes : 0);
-  if (p.ahead)
-    p.ahead_steps =
-        p.in_place ? 1 : std::clamp<int64_t>(kAheadFloats / (p.width * s.active(0)), 1, s.steps);
+  p.streams = !p.in_place && s.gates() * s.output > kStreamedWeights;
+  if (p.ahead) {
+    const int64_t rows = std::max(kAheadRows, kAheadFloats / p.width);
+    p.ahead_steps = p.in_place ? 1 : std::clamp<int64_t>(rows / s.active(0), 1, s.steps);
+  }
   const auto place = [&](int64_t* offset, int64_t floats) {
     *offset = p.scratch;
     p.scratch += round_up(floats, kAlign);
@@ -270,6 +277,7 @@ class Forward {
     // The highest tile decides how many blocks go together; tiles of one run differ by one row.
     const LstmCellForm& form = plan_.kernels->by_rows[ceil_div(rows, tiles) - 1];
     const int64_t together = tiles == 1 ? blocks.size() / form.blocks : 0;
+    const int64_t lines = 4 * plan_.kernels->lanes / kLstmLine;  // of a block's weights, each term
     const int64_t calls = together + blocks.size() - together * form.blocks;
     for (int64_t k = 0; k < calls; ++k) {
       // Back and forth: what a step read last is still in the caches when the next one begins.
@@ -280,9 +288,16 @@ class Forward {
       for (int64_t i = 0; i < tiles; ++i) {
         const LstmRange part = lstm_part(rows, tiles, i);
         const LstmCellForm& own = plan_.kernels->by_rows[part.size() - 1];
-        const LstmCellTile tile =
+        LstmCellTile tile =
             cell_tile(n, step, run, run.begin + part.begin, b, several ? form.blocks : 1);
-        (several ? own.several : own.one)(tile);
+        if (!plan_.streams || tiles < lines || i >= lines || k + 1 == calls) {
+          (several ? own.several : own.one)(tile);
+          continue;
+        }
+        // Each tile brings in a part of the weights of the block that follows.
+        const int64_t next = n % 2 == 0 ? b + 1 : b - 1;
+        tile.soon = scratch_ + plan_.weights_h + (next * lines + i) * kLstmLine * s_.output;
+        own.streaming(tile);
       }
     }
     const bool last = blocks.size() > 0 && blocks.end == plan_.blocks;
@@ -305,19 +320,17 @@ class Forward {
     const int64_t lanes = plan_.kernels->lanes, unit = b * lanes, block = 4 * lanes;
     const int64_t row = s_.first_row(step) + r;
     const int64_t h_depth = run.before == nullptr || plan_.in_place ? 0 : s_.output;
-    LstmCellTile t{};
+    const bool ahead = plan_.ahead, training = call_.gates != nullptr;
+    LstmCellTile t;  // each field once: to zero them all first takes as long as the rest
     t.hidden = s_.hidden;
     t.units = std::min(count * lanes, s_.hidden - unit);
     t.bias = scratch_ + plan_.bias + b * block;
-    if (plan_.ahead) {
-      t.pre = ahead_row(n, r) + b * block;
-      t.pre_pitch = plan_.width;
-    } else {
-      t.x_depth = s_.input;
-      t.x = call_.input + row * s_.input;
-      t.x_pitch = s_.input;
-      t.weights_x = scratch_ + plan_.weights_x + b * block * s_.input;
-    }
+    t.pre = ahead ? ahead_row(n, r) + b * block : nullptr;
+    t.pre_pitch = plan_.width;
+    t.x_depth = ahead ? 0 : s_.input;
+    t.x = ahead ? nullptr : call_.input + row * s_.input;
+    t.x_pitch = s_.input;
+    t.weights_x = scratch_ + plan_.weights_x + b * block * s_.input;
     t.h_depth = h_depth;
     t.h = h_depth == 0 ? nullptr : run.before + (r - run.begin) * s_.output;
     t.h_pitch = s_.output;
@@ -326,10 +339,9 @@ class Forward {
     t.out =
         (s_.projected ? scratch_ + plan_.m + r * s_.hidden : call_.output + row * s_.output) + unit;
     t.out_pitch = s_.hidden;
-    if (call_.gates != nullptr) {
-      t.gates = call_.gates + row * s_.gates() + unit;
-      t.cells = call_.cells + row * s_.hidden + unit;
-    }
+    t.gates = training ? call_.gates + row * s_.gates() + unit : nullptr;
+    t.cells = training ? call_.cells + row * s_.hidden + unit : nullptr;
+    t.soon = nullptr;
     return t;
   }
 

@@ -29,17 +29,22 @@ struct LstmCellTile {
   float* c;                // [rows, hidden], replaced in place
   float* out;              // [rows, units], o * tanh(c)
   int64_t out_pitch;
-  float* gates;  // [rows, 4, hidden], or nullptr
-  float* cells;  // [rows, hidden], or nullptr
+  float* gates;       // [rows, 4, hidden], or nullptr
+  float* cells;       // [rows, hidden], or nullptr
+  const float* soon;  // `streaming` tiles: h_depth cache lines that the caller reads soon
 };
+
+// Floats of a cache line.
+inline constexpr int64_t kLstmLine = 16;
 
 using LstmCellFn = void (*)(const LstmCellTile& tile);
 
 // Cell tiles of a number of rows, and how many blocks one call of them computes.
 struct LstmCellForm {
   int64_t blocks;
-  LstmCellFn several;  // `blocks` blocks
-  LstmCellFn one;      // one block
+  LstmCellFn several;    // `blocks` blocks
+  LstmCellFn one;        // one block
+  LstmCellFn streaming;  // one block; brings `soon` nearer while it adds up
 };
 
 // The element-wise half of a backward step. All pitches that are not given are 4 * hidden for

@@ -13,6 +13,7 @@
 
 namespace {
 
+using fastconv::cpu::kLstmLine;
 using fastconv::cpu::LstmCellFn;
 using fastconv::cpu::LstmCellForm;
 using fastconv::cpu::LstmCellTile;
@@ -51,12 +52,13 @@ using CellSums = Simd::Reg[Rows][Blocks * Vectors];
 
 // `depth` terms of a product; the blocks of `weights` are block_step floats apart. Inlined by
 // force, as what follows: a call would keep the sums in memory, which costs a factor of two to
-// three.
-template <int Rows, int Blocks, int Vectors>
+// three. With `Streams`, every term asks for one line from `soon` on.
+template <int Rows, int Blocks, int Vectors, bool Streams>
 [[gnu::always_inline]] inline void add_terms(CellSums<Rows, Blocks, Vectors>& acc, int64_t depth,
                                              const float* a, int64_t a_pitch, const float* weights,
-                                             int64_t block_step) {
+                                             int64_t block_step, const float* soon) {
   for (int64_t k = 0; k < depth; ++k) {
+    if constexpr (Streams) __builtin_prefetch(soon + k * kLstmLine, 0, 2);
     Simd::Reg ak[Rows];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) ak[i] = Simd::set1(a[i * a_pitch + k]);
@@ -74,7 +76,7 @@ template <int Rows, int Blocks, int Vectors>
 }
 
 // Sums in registers, and those of earlier runs of kCellTerms in memory.
-template <int Rows, int Blocks, int Vectors>
+template <int Rows, int Blocks, int Vectors, bool Streams = false>
 struct CellRuns {
   static constexpr int kAll = Blocks * Vectors;
   using Sums = CellSums<Rows, Blocks, Vectors>;
@@ -98,13 +100,14 @@ struct CellRuns {
         for (int i = 0; i < Rows; ++i)
           acc[i][v] = Simd::add(acc[i][v], Simd::load(t.pre + i * t.pre_pitch + v * kLanes));
     }
-    add(acc, t.x_depth, t.x, t.x_pitch, t.weights_x);
-    add(acc, t.h_depth, t.h, t.h_pitch, t.weights_h);
+    add<false>(acc, t.x_depth, t.x, t.x_pitch, t.weights_x, nullptr);
+    add<Streams>(acc, t.h_depth, t.h, t.h_pitch, t.weights_h, t.soon);
     spill(acc);
   }
 
+  template <bool Asks>
   [[gnu::always_inline]] inline void add(Sums& acc, int64_t depth, const float* a, int64_t a_pitch,
-                                         const float* weights) {
+                                         const float* weights, const float* soon) {
     const int64_t block_step = depth * Vectors * kLanes;
     for (int64_t k = 0; k < depth;) {
       if (room == 0) {
@@ -116,8 +119,9 @@ struct CellRuns {
         room = kCellTerms;
       }
       const int64_t terms = depth - k < room ? depth - k : room;
-      add_terms<Rows, Blocks, Vectors>(acc, terms, a + k, a_pitch, weights + k * Vectors * kLanes,
-                                       block_step);
+      add_terms<Rows, Blocks, Vectors, Asks>(acc, terms, a + k, a_pitch,
+                                             weights + k * Vectors * kLanes, block_step,
+                                             Asks ? soon + k * kLstmLine : nullptr);
       k += terms;
       room -= terms;
     }
@@ -179,10 +183,10 @@ template <int Rows, int Blocks>
     }
 }
 
-template <int Rows, int Blocks>
+template <int Rows, int Blocks, bool Streams = false>
 void cell_tile(const LstmCellTile& t) {
   prefetch_results<Rows, Blocks>(t);
-  CellRuns<Rows, Blocks, kGates> runs;
+  CellRuns<Rows, Blocks, kGates, Streams> runs;
   runs.run(t);
   // Cell k is that of row k / Blocks and block k % Blocks.
   constexpr int kCells = Rows * Blocks;
@@ -213,7 +217,7 @@ void cell_tile(const LstmCellTile& t) {
 
 template <int Rows, int Blocks>
 constexpr LstmCellForm cell_form() {
-  return {Blocks, &cell_tile<Rows, Blocks>, &cell_tile<Rows, 1>};
+  return {Blocks, &cell_tile<Rows, Blocks>, &cell_tile<Rows, 1>, &cell_tile<Rows, 1, true>};
 }
 
 // --- The narrow block: up to lanes / 4 units, whose four gates share one vector -----------------
