@@ -3,17 +3,19 @@
 of the op, and reports the bugs that no test noticed.
 
     python csrc/tests/cuda_shim/mutate.py [--op OP ...] [--per-rule N] [--seed S] [--out FILE]
-        [--work FOLDER] [--quick]
+        [--work FOLDER] [--quick] [--resume]
 
 Cheapest first, and the first that fails ends it: the op's C++ tests, its Python tests, its C++
 tests under ThreadSanitizer (before the Python tests where the bug is about order).
 Every barrier is removed and every wait weakened; of the other rules N places per op are drawn with
-a fixed seed: an index off by one, a comparison that lets one more pass, a predicate dropped. Bugs
-in what stands in for instructions must be noticed too. A mutant that does not compile, or that
-EXPLAINED says is harmless, counts for nothing.
+a fixed seed: an index off by one, a comparison that lets one more pass, a predicate dropped. The op
+"common" is what the kernels share, and the emulator: there an operand of each instruction is
+swapped, and each check dropped. A mutant that does not compile, or that EXPLAINED says is harmless,
+counts for nothing.
 
 Needs what the tests need. A mutant takes from two seconds to two minutes, an op from ten minutes
-to an hour. FILE keeps its records of ops that are not run; FOLDER keeps the builds for next time.
+to an hour. FILE keeps its records of ops that are not run, and with --resume those of bugs whose
+line of code has not changed since; FOLDER keeps the builds for next time.
 """
 
 from __future__ import annotations
@@ -38,7 +40,12 @@ KERNELS = ROOT / "csrc" / "cuda"
 
 # Tests of an op that do not bear its name: csrc/tests/test_cuda_<test>.cpp and
 # python_tests/test_cuda_shim_<test>*.py.
-TESTS = {"conv2d": ["conv2d", "depthwise"], "gemm": ["lstm"]}
+COMMON = "common"  # csrc/cuda/common and the emulator's side of it
+TESTS = {
+    "conv2d": ["conv2d", "depthwise"],
+    "gemm": ["lstm"],
+    COMMON: ["common", "instructions", "warp", "shim"],
+}
 
 
 @dataclass(frozen=True)
@@ -76,26 +83,110 @@ ABOUT_ORDER = ("barrier removed", "fence removed")
 
 PTX = "csrc/cuda/common/ptx.cuh"
 EMULATOR = "csrc/tests/cuda_shim"
+DEVICE = f"{EMULATOR}/device.h"
+MEETING = f"{EMULATOR}/collectives.cpp"
+MMA = f"{EMULATOR}/mma.cpp"
+GUARDS = f"{EMULATOR}/guarded_memory.cpp"
 
-# Bugs in what stands in for an instruction: its name in kernels, the file, exact text, replacement.
-EMULATED = [
-    ("ldmatrix_x4(", PTX, "(r, shared_row, false, where)", "(r, shared_row, true, where)"),
-    ("mma_m16n8k16", PTX, "mma_m16n8k16_bf16(d,", "mma_m16n8k16_half(d,"),
-    (
-        "cp_async_16",
-        PTX,
-        "(shared, global, valid_bytes, where)",
-        "(shared, global, valid_bytes | 16, where)",
-    ),
-    ("to_tf32", PTX, "return cuda_shim::to_tf32(x);", "return __float_as_uint(x);"),
-    ("mma_", f"{EMULATOR}/mma.cpp", "a[g + 8 * (i / 2)]", "a[g + 8 * (i % 2)]"),
-    ("mma_", f"{EMULATOR}/mma.cpp", "[k + 4 * halves * i]", "[k + 4 * halves * (1 - i)]"),
-    ("_trans(", f"{EMULATOR}/collectives.cpp", "warp, m, 2 * t, g)", "warp, m, 2 * t + 1, g)"),
-]
+# Bugs in what stands in for an instruction, and in what the emulator checks: the file, text that it
+# has once, and replacement.
+EMULATED = {
+    "operand of an emulated instruction": [
+        (PTX, "(r, shared_row, false, where)", "(r, shared_row, true, where)"),
+        (PTX, "(r, shared_row, true, where)", "(r, shared_row, false, where)"),
+        (PTX, "mma_m16n8k16_bf16(d,", "mma_m16n8k16_half(d,"),
+        (PTX, "mma_m16n8k16_half(d,", "mma_m16n8k16_bf16(d,"),
+        (PTX, "(shared, global, valid_bytes, where)", "(shared, global, valid_bytes | 16, where)"),
+        (PTX, "cp_async_wait(Pending, where)", "cp_async_wait(Pending + 1, where)"),
+        (PTX, "cuda_shim::cp_async_commit(where);", "static_cast<void>(where);"),
+        (PTX, "return cuda_shim::to_tf32(x);", "return __float_as_uint(x);"),
+        (DEVICE, "words[i] = a[i]", "words[i] = a[i ^ 1]"),
+        (DEVICE, "words[4 + i] = b[i]", "words[4 + i] = b[1 - i]"),
+        (DEVICE, "(uint32_t, d[i])", "(uint32_t, d[i ^ 2])"),
+        (DEVICE, "i < copy.valid_bytes ? from[i] : 0", "i < copy.valid_bytes ? from[i] : 0xff"),
+        (DEVICE, "(row)[i]", "(row)[i ^ 1]"),
+        (DEVICE, "+ 0x1000u", "+ 0x0fffu"),
+        (DEVICE, "lane ^ bits", "lane | bits"),
+        (DEVICE, "inside ? lane + delta", "inside ? lane + 1"),
+        (DEVICE, "inside ? lane - delta", "inside ? lane - 1"),
+        (DEVICE, "segment + (source & (width - 1))", "segment + (source & width)"),
+        (DEVICE, "old >= limit", "old > limit"),
+        (DEVICE, "predicate != 0", "predicate == 1"),
+        (
+            DEVICE,
+            "__ballot_sync(mask, predicate, where) == mask",
+            "__any_sync(mask, predicate, where)",
+        ),
+        (MMA, "a[g + 8 * (i / 2)]", "a[g + 8 * (i % 2)]"),
+        (MMA, "b[2 * t + i % 2]", "b[2 * t + i / 2]"),
+        (MMA, "a[g + 8 * (i % 2)]", "a[g + 8 * (i / 2)]"),
+        (MMA, "[k + 4 * halves * (i / 2)]", "[k + 4 * halves * (i % 2)]"),
+        (MMA, "[k + 4 * halves * i]", "[k + 4 * halves * (1 - i)]"),
+        (MMA, "halves * t + half", "halves * half + t"),
+        (MMA, "bits & ~0x1fffu", "bits"),
+        (MMA, "a, b, depth / 2, 24)", "a, b, depth / 2, 25)"),
+        (MMA, "a + depth / 2, b + depth / 2,", "a + depth / 2, b,"),
+        (MMA, "a, b, depth, 25)", "a, b, depth, 24)"),
+        (MMA, "std::trunc(", "std::nearbyint("),
+        (MMA, "std::nextafter(nearest, 0.0f)", "nearest"),
+        (MEETING, "(warp, m, 2 * t, g)", "(warp, m, 2 * t + 1, g)"),
+        (MEETING, "(warp, m, g, 2 * t)", "(warp, m, t, 2 * g)"),
+        (MEETING, "warp[8 * matrix + row]", "warp[4 * row + matrix]"),
+        (MEETING, "(16 * (column % 2))", "(16 - 16 * (column % 2))"),
+        (MEETING, ">= queue.group - pending", "> queue.group - pending"),
+        (MEETING, "warp[lane].in[0] << lane", "warp[lane].in[0] << (31 - lane)"),
+        (MEETING, "= warp[source].in[i]", "= warp[source ^ 1].in[i]"),
+    ],
+    "check of the emulator dropped": [
+        (MEETING, "if (!same_line(other.where, where))", "if (false)"),
+        (MEETING, "if (block.done > 0)", "if (false)"),
+        (MEETING, "if (other.mask != caller.mask ||", "if ("),
+        (MEETING, "!same_line(other.where, caller.where)", "false"),
+        (MEETING, "if (other.state == State::kDone)", "if (false)"),
+        (MEETING, "if (number >= caller.block->thread_count)", "if (number > kMaxThreads)"),
+        (MEETING, "if ((mask >> thread.lane() & 1) == 0)", "if (false)"),
+        (MEETING, "|| (mask >> source_lane & 1) == 0", ""),
+        (MEETING, "% bytes != 0)", "% bytes > bytes)"),
+        (MEETING, "at < begin || at + bytes >", "at < begin || at >"),
+        (MEETING, "at < begin || ", ""),
+        (MEETING, "copy.valid_bytes > 16", "copy.valid_bytes > 17"),
+        (MEETING, "reinterpret_cast<uintptr_t>(copy.shared) % 16 != 0 ||", ""),
+        (MEETING, "||\n      reinterpret_cast<uintptr_t>(copy.global) % 16 != 0", ""),
+        (f"{EMULATOR}/engine.cpp", "if (thread.copies.count != 0)", "if (false)"),
+        (f"{EMULATOR}/engine.cpp", "if (!progress) {", "if (!progress && block.done == 0) {"),
+        (
+            f"{EMULATOR}/engine.cpp",
+            "if (intact || launch.failed) return;",
+            "if (intact || true) return;",
+        ),
+        (f"{EMULATOR}/engine.cpp", "reversed ? blocks - 1 - started : started", "started"),
+        (
+            f"{EMULATOR}/engine.cpp",
+            "descending ? block.thread_count - 1 - t : t",
+            "descending ? t : t",
+        ),
+        (f"{EMULATOR}/engine.cpp", "int slots = reversed ? kMaxLiveBlocks : 1", "int slots = 1"),
+        (DEVICE, "static_cast<unsigned char*>(shared)[i] = 0xff", "break"),
+        (DEVICE, "if (!copies_run_at_issue()) run_copy(copy)", "run_copy(copy)"),
+        (GUARDS, "kPoison = 0xff", "kPoison = 0"),
+        (GUARDS, "same && byte == kGap", "same || byte == kGap"),
+        (GUARDS, "flush == Flush::kStart ? 0 :", "flush == Flush::kStart ? 16 :"),
+        (GUARDS, "mprotect(pages, page_bytes,", "mprotect(pages, page_bytes + page,"),
+        (f"{EMULATOR}/runtime_api.cpp", "launches_until_failure-- == 0", "false"),
+    ],
+}
 
 
 # Bugs that change nothing, by their rule and line of code, and why.
 EXPLAINED = {
+    (
+        "index one too far",
+        "multiplier_ = static_cast<uint32_t>(numerator / divisor_ + 1);",
+    ): "n (2 d) <= 2^(32 + l) for every n < 2^31: the larger multiplier divides exactly, too",
+    (
+        "index one too far",
+        "multiplier_ = static_cast<uint64_t>(numerator / divisor_ + 1);",
+    ): "n (2 d) <= 2^(64 + l) for every n < 2^63: the larger multiplier divides exactly, too",
     ("index one too far", "const Index end = padded / stride + 1;"): "a window that begins after "
     "the position has a negative tap there and is skipped",
     ("barrier removed", "__syncthreads();  // the caller may come again"): "the ticket that every "
@@ -153,9 +244,12 @@ def code_places(text: str, pattern: str) -> Iterator[re.Match[str]]:
         yield match
 
 
-def mutants_of(op: str, per_rule: int, rng: random.Random) -> list[Mutant]:
-    found: dict[str, list[Mutant]] = {rule.name: [] for rule in RULES}
-    for path in sorted(KERNELS.joinpath(op).glob("*.cu*")):
+def places_of(op: str) -> list[Mutant]:
+    """Every bug that the rules can plant."""
+    found = []
+    for path in sorted(KERNELS.joinpath(op).glob("*" if op == COMMON else "*.cu*")):
+        if path == ROOT / PTX:
+            continue  # asm; what is emulated of it is in EMULATED
         text = path.read_text()
         for rule in RULES:
             for match in code_places(text, rule.pattern):
@@ -163,35 +257,35 @@ def mutants_of(op: str, per_rule: int, rng: random.Random) -> list[Mutant]:
                 line = text.count("\n", 0, match.start()) + 1
                 source = text.splitlines()[line - 1].strip()
                 name = str(path.relative_to(ROOT))
-                found[rule.name].append(
+                found.append(
                     Mutant(op, rule.name, name, line, match[0], after, source, *match.span())
                 )
+    return found
+
+
+def drawn_of(places: list[Mutant], per_rule: int, rng: random.Random) -> list[Mutant]:
     chosen: list[Mutant] = []
     for rule in RULES:
-        places = found[rule.name]
-        if not rule.every and len(places) > per_rule:
-            places = sorted(rng.sample(places, per_rule), key=lambda m: (m.file, m.start))
-        chosen.extend(places)
+        of_rule = [place for place in places if place.rule == rule.name]
+        if not rule.every and len(of_rule) > per_rule:
+            of_rule = sorted(rng.sample(of_rule, per_rule), key=lambda m: (m.file, m.start))
+        chosen.extend(of_rule)
     return chosen
 
 
 def emulated_mutants(op: str) -> list[Mutant]:
-    """Bugs in the instructions that the op is the first to use."""
+    """Bugs in the emulator, which all ops share."""
     chosen = []
-    for instruction, file, before, after in EMULATED:
-        users = [
-            path.parent.name
-            for path in sorted(KERNELS.glob("*/*.cu*"))
-            if path.parent.name != "common" and instruction in path.read_text()
-        ]
-        if not users or users[0] != op:
-            continue
-        text = (ROOT / file).read_text()
-        start = text.index(before)
-        line = text.count("\n", 0, start) + 1
-        end = start + len(before)
-        source = text.splitlines()[line - 1].strip()
-        chosen.append(Mutant(op, "emulated branch", file, line, before, after, source, start, end))
+    for rule, places in EMULATED.items() if op == COMMON else ():
+        for file, before, after in places:
+            text = (ROOT / file).read_text()
+            if text.count(before) != 1:
+                sys.exit(f"EMULATED: expected {before!r} once in {file}, got {text.count(before)}")
+            start = text.index(before)
+            line = text.count("\n", 0, start) + 1
+            end = start + len(before)
+            source = text.splitlines()[line - 1].strip()
+            chosen.append(Mutant(op, rule, file, line, before, after, source, start, end))
     return chosen
 
 
@@ -207,12 +301,14 @@ class Copy:
         self.root = folder / "tree"
         self.quick = quick
         self.limits: dict[str, int] = {}
+        self.changed = ""
+        self.error = ""
 
     def sync(self, op: str) -> None:
         """Makes it the tree as it is, without the kernels that the op's tests do not need: they
         would be compiled too."""
         self.limits.clear()
-        needed = {op, "common"}
+        needed = {op, COMMON}
         for test in TESTS.get(op, [op]):
             for entry in (test, "conv2d" if test == "depthwise" else test):
                 if KERNELS.joinpath(entry).exists():
@@ -245,7 +341,10 @@ class Copy:
 
     def measure(self, op: str, stage: Callable[[str], tuple[str, str]]) -> None:
         """Runs tests without a bug, which must pass, and sets the limit of those with one."""
-        stage(op)  # builds
+        if stage == self.python_tests:
+            self._run("cmake", "--build", "build/cuda_shim", "--target", "fastconv_cuda_shim")
+        else:
+            stage(op)  # builds
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         outcome, proof = stage(op)
         if outcome != "passed":
@@ -264,13 +363,24 @@ class Copy:
             preexec_fn=None if limit is None else cpu_limit(limit),
         )
 
+    def _tests(self, op: str) -> list[str]:
+        """The op's tests, those first that bear the name of the changed file."""
+        tests = TESTS.get(op, [op])
+        return sorted(tests, key=lambda test: f"_{test}" not in self.changed)
+
     def _programs(self, op: str, build: str, *options: str) -> list[Path] | None:
         """Builds the op's C++ tests."""
-        tests = [f"test_cuda_{test}" for test in TESTS.get(op, [op])]
+        tests = [f"test_cuda_{test}" for test in self._tests(op)]
         configure = ["cmake", "-S", ".", "-B", build, "-G", "Ninja", "-DFASTCONV_TESTS=ON"]
         compile_ = ["cmake", "--build", build, "--target", *tests]
         for command in ([*configure, *options], compile_):
-            if self._run(*command).returncode != 0:
+            done = self._run(*command)
+            if done.returncode != 0:
+                # Anything but the bug is no reason: a full disk, no more processes.
+                error = re.search(r" error: (.*)", done.stdout)
+                if error is None:
+                    sys.exit(f"{op}: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+                self.error = error[1][:100]
                 return None
         return [self.root / build / "csrc" / "tests" / "cuda_shim" / test for test in tests]
 
@@ -287,7 +397,7 @@ class Copy:
 
     def _run_programs(self, stage: str, programs: list[Path] | None) -> tuple[str, str]:
         if programs is None:
-            return "not built", ""
+            return "not built", self.error
         for program in programs:
             done = self._run(str(program), limit=self.limits.get(stage, 3600))
             if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -300,9 +410,11 @@ class Copy:
     def python_tests(self, op: str) -> tuple[str, str]:
         files = [
             str(file.relative_to(self.root))
-            for test in TESTS.get(op, [op])
+            for test in self._tests(op)
             for file in sorted(self.root.glob(f"python_tests/test_cuda_shim_{test}*.py"))
         ]
+        if not files:
+            return "passed", ""
         options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider"]
         limit = self.limits.get("python_tests", 3600)
         done = self._run(sys.executable, "-m", "pytest", *options, *files, limit=limit)
@@ -316,6 +428,7 @@ class Copy:
         return "failed", failed[0][:200] if failed else f"exit code {done.returncode}"
 
     def with_mutant(self, mutant: Mutant) -> tuple[str, str]:
+        self.changed = mutant.file
         path = self.root / mutant.file
         original = path.read_text()
         stages = [self.cpp_tests, self.python_tests, self.race_tests]
@@ -337,29 +450,78 @@ class Copy:
             path.write_text(original)
 
 
-def run(ops: list[str], per_rule: int, seed: int, out: Path | None, copy: Copy) -> int:
-    records: list[dict] = []
-    for op in ops:
+@dataclass(frozen=True)
+class Draw:
+    """Which bugs, and where their records go."""
+
+    ops: list[str]
+    per_rule: int
+    seed: int
+    out: Path | None
+    resume: bool
+
+
+def run(draw: Draw, copy: Copy) -> int:
+    known = records_of(draw.out)
+    records = [r for r in known if r["op"] not in draw.ops]
+    for op in draw.ops:
         copy.sync(op)
-        mutants = mutants_of(op, per_rule, random.Random(f"{seed} {op}")) + emulated_mutants(op)
+        rng = random.Random(f"{draw.seed} {op}")
+        places, emulated = places_of(op), emulated_mutants(op)
+        mutants = drawn_of(places, draw.per_rule, rng) + emulated
+        kept = still_true(known, places + emulated) if draw.resume else {}
+        records.extend(kept.values())
         # By file: what the one before changed is compiled again. Last what all kernels include.
+        mutants = [mutant for mutant in mutants if mutant not in kept]
         for mutant in sorted(mutants, key=lambda m: (f"/{op}/" not in m.file, m.file, m.start)):
             began = time.monotonic()
             outcome, proof = copy.with_mutant(mutant)
             if outcome in ("passed", "open") and (mutant.rule, mutant.source) in EXPLAINED:
                 proof = EXPLAINED[mutant.rule, mutant.source]
                 outcome = "harmless"
-            records.append({**asdict(mutant), "outcome": outcome, "proof": proof})
+            record = {**asdict(mutant), "outcome": outcome, "proof": proof}
+            records.append({k: v for k, v in record.items() if k not in ("start", "end")})
             place = f"{mutant.file}:{mutant.line}"
             took = f"({time.monotonic() - began:.0f} s)"
             print(
                 f"{outcome:9} {mutant.rule}: {place}: {mutant.before!r} {proof} {took}", flush=True
             )
-            if out is not None:
-                write_report(records, ops, per_rule, seed, out)
-    planted, survivors = bugs_and_survivors(records)
+            if draw.out is not None:
+                write_report(records, draw)
+    if draw.out is not None:
+        write_report(records, draw)
+    planted, survivors = bugs_and_survivors([r for r in records if r["op"] in draw.ops])
     print(f"{len(planted)} bugs planted, {len(planted) - len(survivors)} noticed")
     return 1 if survivors else 0
+
+
+def records_of(out: Path | None) -> list[dict]:
+    return json.loads(out.read_text())["mutants"] if out is not None and out.exists() else []
+
+
+def still_true(known: list[dict], places: list[Mutant]) -> dict[Mutant, dict]:
+    """The records of bugs that ran and did not survive, by the place where each would be planted
+    today: the same line of the same file, wherever in it. Where all places of a rule are wanted,
+    equal lines count as the same only if there are as many as then."""
+    kept = {}
+    for key, here in by_text(places, lambda place: asdict(place)).items():
+        then = [r for r in by_text(known, dict).get(key, ()) if r["outcome"] != "passed"]
+        then = sorted((r for r in then if r["outcome"] != "open"), key=lambda r: r["line"])
+        every = any(rule.every for rule in RULES if rule.name == here[0].rule)
+        if len(then) > len(here) or (every and len(then) != len(here)):
+            continue
+        for place, record in zip(here, then, strict=False):
+            kept[place] = {**record, "line": place.line}
+    return kept
+
+
+def by_text(items: list, fields: Callable[[object], dict]) -> dict[tuple, list]:
+    groups: dict[tuple, list] = {}
+    for item in items:
+        of = fields(item)
+        key = tuple(of[name] for name in ("op", "rule", "file", "source", "before", "after"))
+        groups.setdefault(key, []).append(item)
+    return groups
 
 
 def bugs_and_survivors(records: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -367,27 +529,20 @@ def bugs_and_survivors(records: list[dict]) -> tuple[list[dict], list[dict]]:
     return planted, [r for r in planted if r["outcome"] in ("passed", "open")]
 
 
-def write_report(records: list[dict], ops: list[str], per_rule: int, seed: int, out: Path) -> None:
-    """Puts the records in the place of what the file says of these ops."""
-    before = json.loads(out.read_text())["mutants"] if out.exists() else []
-    records = [
-        *(r for r in before if r["op"] not in ops),
-        *({k: v for k, v in r.items() if k not in ("start", "end")} for r in records),
-    ]
+def write_report(records: list[dict], draw: Draw) -> None:
     planted, survivors = bugs_and_survivors(records)
     summary = {
-        "per_rule": per_rule,
-        "seed": seed,
+        "seed": draw.seed,
         "planted": len(planted),
         "noticed": len(planted) - len(survivors),
         "harmless": sum(r["outcome"] == "harmless" for r in records),
         "mutants": records,
     }
-    out.write_text(json.dumps(summary, indent=1) + "\n")
+    draw.out.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def main() -> int:
-    every = sorted(p.name for p in KERNELS.iterdir() if p.is_dir() and p.name != "common")
+    every = sorted(p.name for p in KERNELS.iterdir() if p.is_dir())
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--op", action="append", choices=every, help="all by default")
     parser.add_argument("--per-rule", type=int, default=2, help="places per op and drawn rule")
@@ -397,13 +552,16 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="C++ tests only, what they miss is open"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="only what FILE does not have or says survived"
+    )
     arguments = parser.parse_args()
     ops = arguments.op or every
-    settings = (ops, arguments.per_rule, arguments.seed, arguments.out)
+    draw = Draw(ops, arguments.per_rule, arguments.seed, arguments.out, arguments.resume)
     if arguments.work is not None:
-        return run(*settings, Copy(arguments.work.resolve(), arguments.quick))
+        return run(draw, Copy(arguments.work.resolve(), arguments.quick))
     with tempfile.TemporaryDirectory() as folder:
-        return run(*settings, Copy(Path(folder), arguments.quick))
+        return run(draw, Copy(Path(folder), arguments.quick))
 
 
 if __name__ == "__main__":
