@@ -64,6 +64,22 @@ def test_torch_serves_what_it_computes_faster(layout: torch.memory_format) -> No
     assert runtime.last_used_algorithm("conv2d_forward") == "depthwise"
 
 
+@pytest.mark.parametrize(("kernel", "served"), [(3, "torch"), (5, "depthwise")])
+def test_gradients_of_narrow_depthwise_maps(kernel: int, served: str) -> None:
+    """torch's forward pass is the faster one for all of them, its gradients only for few taps."""
+    x = torch.randn(2, 24, 14, 14, requires_grad=True)
+    w = torch.randn(24, 1, kernel, kernel, requires_grad=True)
+    y = F.conv2d(x, w, padding=kernel // 2, groups=24)
+    assert runtime.last_used_algorithm("conv2d_forward") == "torch"
+    y.square().sum().backward()
+    for name in ("conv2d_grad_input", "conv2d_grad_weight"):
+        assert runtime.last_used_algorithm(name) == served
+    a, b = (t.detach().double().requires_grad_() for t in (x, w))
+    torch.nn.functional.conv2d(a, b, padding=kernel // 2, groups=24).square().sum().backward()
+    for got, want in ((x.grad, a.grad), (w.grad, b.grad)):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CHOICES)
 def test_torch_serves_none_of_the_others(name: str, layout: torch.memory_format) -> None:

@@ -24,10 +24,12 @@ Tensor readable(const Tensor& tensor) {
 // Shapes for which torch's operator was measured to be the faster one and therefore serves the
 // call; the runs are in benchmarks/results. A forced instruction set always means fastconv's
 // kernels.
-bool torch_is_faster(const Conv2dShape& s) {
+bool torch_is_faster(const Conv2dShape& s, bool forward) {
   constexpr int64_t kTwoVectors = 32;
+  constexpr int64_t kManyTaps = 4 * 4;  // whose gradients torch computes slowly
   const bool depthwise = s.groups > 1 && s.groups == s.in_channels && s.groups == s.out_channels;
-  return !cpu::isa_is_forced() && depthwise && s.out_width < kTwoVectors;
+  return !cpu::isa_is_forced() && depthwise && s.out_width < kTwoVectors &&
+         (forward || s.taps() < kManyTaps);
 }
 
 bool is_channels_last(const Tensor& weight) {
@@ -50,10 +52,11 @@ bool serve_with_torch(const Conv2dShape& shape, const Tensor& input, const Tenso
                       std::initializer_list<cpu::KernelId> kernels) {
   if (runs_on_torch_kernels(input.scalar_type()) || weight.numel() == 0) return true;
   if (input.scalar_type() != at::kFloat) return false;
+  const bool forward = *kernels.begin() == cpu::KernelId::kConv2dForward;
   for (cpu::KernelId kernel : kernels)
     if (const char* forced = cpu::forced_algorithm(kernel); forced != nullptr)
       return !cpu::is_other(forced, kTorch);
-  return torch_is_faster(shape);
+  return torch_is_faster(shape, forward);
 }
 
 void check_possible(const cpu::Conv2dPlan& plan, cpu::KernelId kernel, const Conv2dShape& shape) {
