@@ -77,7 +77,9 @@ def test_gradients_of_narrow_depthwise_maps(kernel: int, served: str) -> None:
     a, b = (t.detach().double().requires_grad_() for t in (x, w))
     torch.nn.functional.conv2d(a, b, padding=kernel // 2, groups=24).square().sum().backward()
     for got, want in ((x.grad, a.grad), (w.grad, b.grad)):
-        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+        torch.testing.assert_close(
+            got.double(), want, rtol=1e-4, atol=1e-4 * want.abs().max().item()
+        )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
