@@ -186,21 +186,40 @@ FEW = [
     Conv2dCase("few-4-to-3-1x1", 2, 4, (5, 6), 3, (1, 1)),
     Conv2dCase("few-3-to-9-wide-padding", 1, 3, (3, 4), 9, (2, 3), padding=(4, 5)),
 ]
+# First layers: strides, for which the input gradient has kernels of its own.
+STEMS = [
+    Conv2dCase("stem-3-to-16-3x3", 2, 3, (11, 14), 16, (3, 3), stride=(2, 2), padding=(1, 1)),
+    Conv2dCase("stem-3-to-12-7x7", 1, 3, (15, 13), 12, (7, 7), stride=(2, 2), padding=(3, 3)),
+    Conv2dCase("stem-1-to-7-5x5", 3, 1, (9, 8), 7, (5, 5), stride=(2, 2), padding=(2, 2)),
+    Conv2dCase("stem-3-to-20-4x4", 1, 3, (13, 16), 20, (4, 4), stride=(4, 4)),
+    Conv2dCase("stem-2-to-5-1x2-steps", 2, 2, (6, 9), 5, (3, 3), stride=(1, 2), padding=(1, 0)),
+    Conv2dCase("stem-3-to-4-kernel-below-step", 2, 3, (10, 7), 4, (1, 2), stride=(3, 4)),
+    Conv2dCase("stem-many-tiny-images", 67, 1, (7, 7), 3, (7, 7), stride=(4, 4), padding=(2, 2)),
+    Conv2dCase("stem-tiles", 1, 2, (41, 75), 4, (3, 3), stride=(2, 2)),
+]
 
 
-@by_id(FEW)
+def assert_ran_direct(case: Conv2dCase, plans: tuple[Plan, ...]) -> None:
+    assert [plan.algorithm for plan in plans] == [
+        "direct",
+        "direct" if case.stride == (1, 1) else "general",
+        "direct",
+    ]
+
+
+@by_id([*FEW, *STEMS])
 def test_direct_small_integers_are_exact(case: Conv2dCase, shim: CudaShim) -> None:
     tensors = make_tensors(case, small_integers)
     result, plans = run(shim, case, tensors, DIRECT)
-    assert_ran(plans, "direct")
+    assert_ran_direct(case, plans)
     assert_all_equal(result, oracle_conv2d(tensors, case.options))
 
 
-@by_id(FEW)
+@by_id([*FEW, *STEMS])
 def test_direct_parity(case: Conv2dCase, shim: CudaShim) -> None:
     tensors = make_tensors(case)
     result, plans = run(shim, case, tensors, dataclasses.replace(DIRECT, flush="start"))
-    assert_ran(plans, "direct")
+    assert_ran_direct(case, plans)
     by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
     assert_all_parity(result, by_torch, oracle_conv2d(tensors, case.options))
 
@@ -236,13 +255,38 @@ def test_direct_keeps_nan_and_infinity_where_they_belong(case: Conv2dCase, shim:
     assert not exact.output.isnan().all()
 
 
+@by_id([FEW[1], FEW[2], *(case for case in STEMS if case.out_channels % 4 == 0)])
+def test_direct_writes_channels_last_in_vectors(case: Conv2dCase, shim: CudaShim) -> None:
+    """The weights too are channels-last. Gradients keep the kernels that read such tensors in
+    vectors."""
+    for request in (DIRECT, dataclasses.replace(DIRECT, activation="leaky_relu", flush="start")):
+        tensors = LAYOUTS["channels_last"](make_tensors(case, small_integers))
+        exact = oracle_conv2d(tensors, case.options).output
+        if request.activation != "none":
+            request = dataclasses.replace(request, negative_slope=0.25)
+            exact = torch.nn.functional.leaky_relu(exact, 0.25)
+        output, plan = forward(shim, case, tensors, request)
+        assert plan.algorithm == "direct"
+        assert output.stride(1) == 1
+        assert torch.equal(output.double(), exact)
+    _, plans = run(shim, case, tensors, DIRECT)
+    assert [plan.algorithm for plan in plans[1:]] == ["general", "general"]
+
+
 def test_direct_is_not_served_other_layouts(shim: CudaShim) -> None:
-    """Channels-last tensors keep the kernels that read and write them in vectors."""
-    case = FEW[2]
+    """Channels that are no whole vectors; weights whose taps are not evenly spaced."""
+    case = FEW[4]
     tensors = LAYOUTS["channels_last"](make_tensors(case, small_integers))
     result, plans = run(shim, case, tensors, DIRECT)
     assert_ran(plans, "general")
     assert_all_equal(result, oracle_conv2d(tensors, case.options))
+    tensors = make_tensors(FEW[2], small_integers)
+    wide = tensors.weight.new_full([*tensors.weight.shape[:3], 4], float("nan"))
+    wide[..., :3] = tensors.weight
+    tensors = dataclasses.replace(tensors, weight=wide[..., :3])
+    output, plan = forward(shim, FEW[2], tensors, DIRECT)
+    assert plan.algorithm == "general"
+    assert torch.equal(output.double(), oracle_conv2d(tensors, FEW[2].options).output)
 
 
 # --- Tensor cores ---------------------------------------------------------------------------------
@@ -344,7 +388,7 @@ def test_every_schedule_gives_the_same_bits(
     math: str, schedule: str, copy_at: str, shim: CudaShim
 ) -> None:
     plain = {"general": GENERAL, "direct": DIRECT}
-    for case in FEW[:2] if math == "direct" else TINY:
+    for case in (FEW[0], FEW[1], STEMS[0]) if math == "direct" else TINY:
         tensors = make_tensors(case) if math in plain else tensors_in(case, math)
         request = plain[math] if math in plain else gemm(math, splits=3)
         shim.configure()

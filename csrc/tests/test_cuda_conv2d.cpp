@@ -125,6 +125,19 @@ void test_choice_of_the_splits() {
   CHECK(choose(1, 60000, 1 << 20) == 1);  // the grid ends at 65535
 }
 
+// A contiguous float32 forward call, stride 1, "same" padding.
+Conv2dForward plain_call(int64_t in, int64_t out, int64_t size, int64_t kernel) {
+  Conv2dForward call{};
+  call.shape = {64,     in, size, size,       out,        size, size, kernel,
+                kernel, 1,  1,    kernel / 2, kernel / 2, 1,    1,    1};
+  call.device = {90, 132, 166912, 167936};
+  call.allow_tf32 = true;
+  call.input_strides = contiguous_strides(in, size, size);
+  call.weight_strides = contiguous_strides(in, kernel, kernel);
+  call.output_strides = contiguous_strides(out, size, size);
+  return call;
+}
+
 // Sizes past 2^31 with no memory behind them: the plan falls back instead of wrapping.
 void test_huge_calls_are_planned() {
   Conv2dForward call{};
@@ -137,19 +150,49 @@ void test_huge_calls_are_planned() {
   CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kGeneral);
   call.shape.batch = (1 << 11) - 1;  // 2^31 - 2^20 pixels, 2^37 elements
   CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm);
+
+  Conv2dGradInput input{};
+  static_cast<Conv2dCall&>(input) = call;
+  input.grad_output_strides = input.grad_input_strides = call.output_strides;
+  input.weight_strides = call.weight_strides;
+  Conv2dGradWeight weight{};
+  static_cast<Conv2dCall&>(weight) = call;
+  weight.grad_output_strides = weight.input_strides = call.output_strides;
+  weight.grad_weight_strides = call.weight_strides;
+  CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kImplicitGemm);
+  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kImplicitGemm);
+  input.shape.batch = weight.shape.batch = 1 << 11;
+  CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kGeneral);
+  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kGeneral);
+  // Pixels that 32 bits still count, but not in whole stages.
+  weight.shape.batch = 1;
+  weight.shape.in_height = weight.shape.out_height = 65537;
+  weight.shape.in_width = weight.shape.out_width = 32767;
+  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kImplicitGemm);
+  weight.shape.in_height = weight.shape.out_height = 153391689;
+  weight.shape.in_width = weight.shape.out_width = 14;  // 2^31 - 2
+  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kGeneral);
 }
 
-// A contiguous float32 forward call, stride 1, "same" padding.
-Conv2dForward plain_call(int64_t in, int64_t out, int64_t size, int64_t kernel) {
-  Conv2dForward call{};
-  call.shape = {64,     in, size, size,       out,        size, size, kernel,
-                kernel, 1,  1,    kernel / 2, kernel / 2, 1,    1,    1};
-  call.device = {90, 132, 166912, 167936};
-  call.allow_tf32 = true;
-  call.input_strides = contiguous_strides(in, size, size);
-  call.weight_strides = contiguous_strides(in, kernel, kernel);
-  call.output_strides = contiguous_strides(out, size, size);
-  return call;
+void test_long_kernels_are_planned() {
+  Conv2dForward call = plain_call(64, 64, 56, 17);
+  CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kGeneral);
+  Conv2dGradInput input{};
+  static_cast<Conv2dCall&>(input) = call;
+  input.grad_output_strides = input.grad_input_strides = call.input_strides;
+  input.weight_strides = call.weight_strides;
+  CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kGeneral);
+  input.shape.stride_height = input.shape.stride_width = 2;  // phases of at most nine taps a side
+  input.shape.out_height = input.shape.out_width = 28;
+  input.grad_output_strides = contiguous_strides(64, 28, 28);
+  CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kImplicitGemm);
+  Conv2dGradWeight weight{};
+  static_cast<Conv2dCall&>(weight) = call;
+  weight.grad_output_strides = weight.input_strides = call.input_strides;
+  weight.grad_weight_strides = call.weight_strides;
+  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kImplicitGemm);
+  call = plain_call(64, 64, 56, 15);
+  CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm);
 }
 
 void test_choice_of_the_direct_kernels() {
@@ -171,13 +214,53 @@ void test_choice_of_the_direct_kernels() {
   CHECK(algorithm(call) == Conv2dAlgorithm::kGeneral);
   call.element = Conv2dElement::kFloat32;
   call.output_strides = channels_last_strides(32, 32, 32);
-  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
-  call.output_strides = contiguous_strides(32, 32, 32);
-  call.weight_strides.column = 2;
+  CHECK(algorithm(call) == Conv2dAlgorithm::kDirect);
+  call.weight_strides = channels_last_strides(3, 3, 3);
+  CHECK(algorithm(call) == Conv2dAlgorithm::kDirect);
+  call.output_strides.row += 4;  // rows apart from each other
   CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
   call = plain_call(3, 32, 32, 3);
-  call.shape.stride_height = 2;
+  call.weight_strides.column = 2;  // taps that are not evenly spaced
   CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+  call = plain_call(3, 34, 32, 3);
+  call.output_strides = channels_last_strides(34, 32, 32);  // no whole vectors of channels
+  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+}
+
+// A layer of stride 2 that halves the image.
+Conv2dForward stem_call(int64_t out, int64_t size, int64_t kernel) {
+  Conv2dForward call = plain_call(3, out, size, kernel);
+  call.shape.stride_height = call.shape.stride_width = 2;
+  call.shape.out_height = call.shape.out_width = size / 2;
+  call.output_strides = contiguous_strides(out, size / 2, size / 2);
+  return call;
+}
+
+void test_choice_of_the_direct_kernels_for_first_layers() {
+  const auto algorithm = [](const Conv2dForward& call) {
+    return plan_conv2d_forward(call).algorithm;
+  };
+  Conv2dForward call = stem_call(32, 224, 3);
+  CHECK(algorithm(call) == Conv2dAlgorithm::kDirect);
+  call.output_strides = channels_last_strides(32, 112, 112);
+  CHECK(algorithm(call) == Conv2dAlgorithm::kDirect);
+  CHECK(algorithm(stem_call(64, 224, 7)) == Conv2dAlgorithm::kImplicitGemm);  // 147 products
+  call = stem_call(32, 224, 3);
+  call.shape.stride_width = 5;
+  CHECK(algorithm(call) == Conv2dAlgorithm::kImplicitGemm);
+
+  Conv2dGradWeight weight{};
+  static_cast<Conv2dCall&>(weight) = stem_call(32, 224, 3);
+  weight.grad_output_strides = contiguous_strides(32, 112, 112);
+  weight.input_strides = contiguous_strides(3, 224, 224);
+  weight.grad_weight_strides = contiguous_strides(3, 3, 3);
+  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kDirect);
+  Conv2dGradInput input{};
+  static_cast<Conv2dCall&>(input) = weight;
+  input.grad_output_strides = weight.grad_output_strides;
+  input.weight_strides = contiguous_strides(3, 3, 3);
+  input.grad_input_strides = weight.input_strides;
+  CHECK(plan_conv2d_grad_input(input).algorithm != Conv2dAlgorithm::kDirect);
 }
 
 void test_choice_of_the_pooling_epilogue() {
@@ -216,6 +299,7 @@ void test_choice_of_the_pooling_epilogue() {
 // Few threads: ThreadSanitizer takes its time over each.
 constexpr Conv2dShape kGrouped = {2, 12, 5, 6, 10, 3, 3, 3, 2, 2, 2, 1, 0, 1, 1, 2};
 constexpr Conv2dShape kFewChannels = {3, 2, 5, 6, 5, 5, 5, 3, 4, 1, 1, 1, 1, 1, 1, 1};
+constexpr Conv2dShape kFirstLayer = {2, 3, 7, 8, 6, 4, 4, 3, 3, 2, 2, 1, 1, 1, 1, 1};
 
 // Everything about one convolution on small integers, which every format sums exactly.
 struct Operands {
@@ -295,7 +379,8 @@ void test_kernels(const Conv2dShape& s, Conv2dAlgorithm algorithm, bool allow_tf
       s, grad_input,
       [&](const auto& call) { return plan_conv2d_grad_input_as(call, algorithm, -1); },
       launch_conv2d_grad_input);
-  CHECK(grad_input.plan.algorithm == algorithm);
+  const bool steps = algorithm == Conv2dAlgorithm::kDirect && s.stride_height > 1;
+  CHECK(grad_input.plan.algorithm == (steps ? Conv2dAlgorithm::kGeneral : algorithm));
   check_equal(result, expected);
 
   std::vector<float> expected_bias(t.bias.size());
@@ -367,6 +452,7 @@ void test_kernels_under_every_schedule() {
     test_pooling_epilogue();
     test_kernels(kGrouped, Conv2dAlgorithm::kImplicitGemm, true);
     test_kernels(kFewChannels, Conv2dAlgorithm::kDirect, true);
+    test_kernels(kFirstLayer, Conv2dAlgorithm::kDirect, true);
   });
   // What differs in these is not how threads meet.
   test_kernels(kGrouped, Conv2dAlgorithm::kImplicitGemm, false);
@@ -384,8 +470,10 @@ int main() {
   test_choice_of_the_tile();
   test_choice_of_the_splits();
   test_choice_of_the_direct_kernels();
+  test_choice_of_the_direct_kernels_for_first_layers();
   test_choice_of_the_pooling_epilogue();
   test_huge_calls_are_planned();
+  test_long_kernels_are_planned();
   test_kernels_under_every_schedule();
   return report();
 }

@@ -13,9 +13,9 @@
 // allocates nothing, waits for nothing, can be captured in a graph, and its results are the same
 // bits on every run on the same kind of GPU. With no elements to write it does nothing.
 //
-// Pixels of the padding are zeros that are multiplied like others: against an infinite or NaN
-// weight they give NaN, as torch's own CPU kernels do (oneDNN, which torch calls for some sizes,
-// leaves them out).
+// Pixels of the padding are zeros. Most kernels multiply them like others, so that against an
+// infinite or NaN weight they give NaN; those that look at each pixel by itself (conv2d_general,
+// depthwise kernels of unusual sizes) leave them out. torch's own kernels differ in the same way.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,8 +32,9 @@ namespace fastconv::cuda {
 enum class Conv2dElement : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 enum class Conv2dAlgorithm : int {
-  kGeneral,       // plain sums in float32 (float64 for float64), any shape
-  kImplicitGemm,  // tensor cores on channels-last vectors
+  kGeneral,       // plain sums in float32 (float64 for float64), any shape, 64-bit numbers
+  kImplicitGemm,  // tensor cores on channels-last vectors; fewer than 2^31 pixels, and but for the
+                  // weight gradient at most 16 taps a side
   kDepthwise,     // one input channel per group, float32 sums
   kDirect,        // few channels, float32: the kernels of conv_block2d
 };

@@ -22,7 +22,8 @@ constexpr int kThreads = 256;
 template <int K>
 inline constexpr int kRows = K == 7 ? 2 : 4;
 
-constexpr int64_t kMost = int64_t{1} << 30;  // of anything that is numbered in 32 bits
+constexpr int64_t kMostElements = int64_t{1} << 30;  // numbered in 32 bits
+constexpr int64_t kMostSide = int64_t{1} << 28;  // positions, with all paddings around, likewise
 
 // Numbers of the work of a launch: [images][planes][row blocks][columns], or with planes fastest.
 struct Walk {
@@ -269,12 +270,14 @@ bool conv2d_depthwise_applies(const Conv2dCall& call) {
   if (!checked_product({s.batch, s.in_channels, s.in_height, s.in_width}, &inputs) ||
       !checked_product({s.batch, s.out_channels, s.out_height, s.out_width}, &outputs))
     return false;
-  for (const int64_t size :
-       {inputs, outputs, s.in_height, s.in_width, s.stride_height, s.stride_width, s.padding_height,
-        s.padding_width, s.dilation_height, s.dilation_width, s.kernel_height, s.kernel_width})
-    if (size > kMost) return false;
+  if (inputs > kMostElements || outputs > kMostElements) return false;
+  for (const int64_t size : {s.in_height, s.in_width, s.out_height, s.out_width, s.stride_height,
+                             s.stride_width, s.padding_height, s.padding_width, s.dilation_height,
+                             s.dilation_width, s.kernel_height, s.kernel_width})
+    if (size > kMostSide) return false;
   // The furthest pixel that a kernel looks for, inside the padding or not.
-  return s.dilation_height * s.kernel_height <= kMost && s.dilation_width * s.kernel_width <= kMost;
+  return s.dilation_height * s.kernel_height <= kMostSide &&
+         s.dilation_width * s.kernel_width <= kMostSide;
 }
 
 cudaError_t launch_conv2d_forward_depthwise(const Conv2dForward& call, cudaStream_t stream) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Turns calls of conv2d.h into calls of conv_block2d.h without activation (but the forward pass')
-// and without pooling, behind which the gradient of the convolution is the one that is given.
+// Turns calls of conv2d.h into calls of the kernels of conv_block2d without activation (but the
+// forward pass') and without pooling, behind which the gradient of the convolution is the one that
+// is given.
 #include "cuda/conv2d/conv2d_direct.h"
 
 #include "cuda/conv_block2d/conv_block2d.h"
+#include "cuda/conv_block2d/conv_block2d_direct.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -35,8 +37,24 @@ bool output_fits(const Conv2dShape& s, const Strides4& strides) {
   return is_contiguous(strides, s.batch, s.out_channels, s.out_height, s.out_width);
 }
 
-bool serves(const Conv2dCall& call, const ConvBlock2dShape& shape) {
-  return call.element == Conv2dElement::kFloat32 && conv_block2d_applies(shape);
+// The distance of a plane's taps, or 0 where they are not evenly spaced.
+int64_t tap_stride(const Conv2dShape& s, const Strides4& weight) {
+  if (s.kernel_height == 1) return weight.column;
+  if (s.kernel_width == 1) return weight.row;
+  return weight.row == s.kernel_width * weight.column ? weight.column : 0;
+}
+
+bool is_channels_last(const Strides4& strides, int64_t channels, int64_t height, int64_t width) {
+  const Strides4 dense = channels_last_strides(channels, height, width);
+  return strides.batch == dense.batch && strides.channel == 1 && strides.row == dense.row &&
+         strides.column == dense.column;
+}
+
+bool forward_output_fits(const Conv2dShape& s, const Strides4& strides) {
+  constexpr int64_t kVector = 4;
+  return output_fits(s, strides) ||
+         (s.out_channels % kVector == 0 &&
+          is_channels_last(strides, s.out_channels, s.out_height, s.out_width));
 }
 
 ConvBlock2dBackward backward_of(const Conv2dCall& call, const void* grad_output) {
@@ -60,20 +78,23 @@ ConvBlock2dBackward backward_of(const Conv2dGradWeight& call) {
 }  // namespace
 
 bool conv2d_direct_applies(const Conv2dForward& call) {
-  return serves(call, block_shape(call)) && weight_fits(call.shape, call.weight_strides) &&
-         output_fits(call.shape, call.output_strides);
+  return call.element == Conv2dElement::kFloat32 &&
+         conv_block2d_applies_but_grad_input(block_shape(call)) &&
+         tap_stride(call.shape, call.weight_strides) > 0 &&
+         forward_output_fits(call.shape, call.output_strides);
 }
 
 bool conv2d_direct_applies(const Conv2dGradInput& call) {
   const Conv2dShape& s = call.shape;
-  return serves(call, block_shape(call)) && weight_fits(s, call.weight_strides) &&
-         output_fits(s, call.grad_output_strides) &&
+  return call.element == Conv2dElement::kFloat32 && conv_block2d_applies(block_shape(call)) &&
+         weight_fits(s, call.weight_strides) && output_fits(s, call.grad_output_strides) &&
          is_contiguous(call.grad_input_strides, s.batch, s.in_channels, s.in_height, s.in_width);
 }
 
 bool conv2d_direct_applies(const Conv2dGradWeight& call) {
   // Without images the block's kernels write nothing, not even zeros.
-  return call.shape.batch > 0 && serves(call, block_shape(call)) &&
+  return call.shape.batch > 0 && call.element == Conv2dElement::kFloat32 &&
+         conv_block2d_applies_but_grad_input(block_shape(call)) &&
          weight_fits(call.shape, call.grad_weight_strides) &&
          output_fits(call.shape, call.grad_output_strides);
 }
@@ -83,15 +104,15 @@ int64_t conv2d_direct_workspace_bytes(const Conv2dGradWeight& call) {
 }
 
 cudaError_t launch_conv2d_forward_direct(const Conv2dForward& call, cudaStream_t stream) {
-  const ConvBlock2dForward block{block_shape(call),
-                                 call.device,
-                                 static_cast<const float*>(call.input),
-                                 call.input_strides,
-                                 static_cast<const float*>(call.weight),
-                                 static_cast<const float*>(call.bias),
-                                 static_cast<float*>(call.output),
-                                 /*offsets=*/nullptr};
-  return launch_conv_block2d_forward(block, stream);
+  DirectConv conv =
+      forward_conv(block_shape(call), static_cast<const float*>(call.input), call.input_strides,
+                   static_cast<const float*>(call.weight), static_cast<const float*>(call.bias));
+  conv.weight_out_stride = call.weight_strides.batch;
+  conv.weight_in_stride = call.weight_strides.channel;
+  conv.weight_tap_stride = tap_stride(call.shape, call.weight_strides);
+  conv.output = static_cast<float*>(call.output);
+  conv.output_strides = call.output_strides;
+  return launch_direct_conv(conv, call.device, stream);
 }
 
 cudaError_t launch_conv2d_grad_input_direct(const Conv2dGradInput& call, cudaStream_t stream) {

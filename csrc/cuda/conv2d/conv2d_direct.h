@@ -11,8 +11,10 @@
 
 namespace fastconv::cuda {
 
-// True for the calls that the launchers below serve: what conv_block2d_applies says, float32, and
-// contiguous tensors (the input may have any strides).
+// True for the calls that the launchers below serve: what conv_block2d_applies says (of the input
+// gradient; the others take strides), float32, and contiguous tensors. The input may have any
+// strides, the forward pass' weights all that space their taps evenly, and its output may be
+// channels-last where its channels are whole vectors.
 bool conv2d_direct_applies(const Conv2dForward& call);
 bool conv2d_direct_applies(const Conv2dGradInput& call);
 bool conv2d_direct_applies(const Conv2dGradWeight& call);

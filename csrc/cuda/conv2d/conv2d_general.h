@@ -7,7 +7,8 @@
 
 namespace fastconv::cuda {
 
-// Pixels that one thread of the weight gradient adds up.
+// Pieces that the pixels of the weight gradient are cut into, for enough threads; each takes one
+// row of the partials.
 int64_t conv2d_general_splits(const Conv2dGradWeight& call);
 
 cudaError_t launch_conv2d_forward_general(const Conv2dForward& call, cudaStream_t stream);

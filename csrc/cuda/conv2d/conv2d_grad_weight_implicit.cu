@@ -29,6 +29,11 @@ struct Layout {
   int64_t input_bytes;
 };
 
+// Pixels of one stage of shared memory.
+int64_t stage_pixels(Conv2dElement element) {
+  return kPixelSteps * 32 / conv2d_element_bytes(element);
+}
+
 // Bytes of a channels-last copy with padded groups; false when its pixels are too many.
 bool copy_bytes(const PixelTensor& t, const Conv2dCall& call, int64_t* bytes) {
   const int64_t element = conv2d_element_bytes(call.element);
@@ -58,7 +63,7 @@ bool lay_out(const Conv2dGradWeight& call, Layout* layout) {
   if (!checked_product({s.batch, s.out_height, s.out_width}, &layout->pixels) ||
       !checked_product({s.kernel_height, s.kernel_width, layout->padded_channels},
                        &layout->columns) ||
-      !fits_int32(layout->pixels) || !fits_int32(layout->columns) ||
+      !fits_int32(layout->pixels + stage_pixels(call.element)) || !fits_int32(layout->columns) ||
       !fits_int32(s.in_channels + s.groups * per_vector) ||
       !fits_int32(s.out_channels + s.groups * per_vector))
     return false;
@@ -77,11 +82,6 @@ bool lay_out(const Conv2dGradWeight& call, Layout* layout) {
 
 int64_t partial_bytes(const Layout& layout, int64_t splits) {
   return round_up(splits * layout.row_stride * 4, kWorkspaceAlignment);
-}
-
-// Pixels of one stage of shared memory.
-int64_t stage_pixels(Conv2dElement element) {
-  return kPixelSteps * 32 / conv2d_element_bytes(element);
 }
 
 int64_t pixels_per_split(const Conv2dGradWeight& call, int64_t pixels, int64_t splits) {

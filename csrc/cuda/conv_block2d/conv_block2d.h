@@ -45,6 +45,10 @@ struct ConvBlock2dShape {
 // input channels, no negative slope below zero. Looks at nothing but the sizes of one image.
 bool conv_block2d_applies(const ConvBlock2dShape& shape);
 
+// The same but for the input gradient, whose kernel has no step: without max pooling, strides up to
+// 4, as in the first layers of networks.
+bool conv_block2d_applies_but_grad_input(const ConvBlock2dShape& shape);
+
 // Bytes that one image's winning taps take; zero but for max pooling.
 int64_t conv_block2d_offset_bytes(const ConvBlock2dShape& shape);
 
@@ -75,7 +79,8 @@ struct ConvBlock2dBackward {
   void* workspace;     // conv_block2d_backward_workspace_bytes, aligned to 256 bytes
 };
 
-// Precondition of the launches: conv_block2d_applies(call.shape).
+// Precondition of the launches: conv_block2d_applies(call.shape), or without grad_input
+// conv_block2d_applies_but_grad_input.
 cudaError_t launch_conv_block2d_forward(const ConvBlock2dForward& call, cudaStream_t stream);
 
 int64_t conv_block2d_backward_workspace_bytes(const ConvBlock2dBackward& call);

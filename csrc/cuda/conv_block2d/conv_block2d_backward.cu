@@ -117,6 +117,8 @@ DirectConv mean_grad_conv(const ConvBlock2dBackward& call, float* pixels) {
   DirectConv conv =
       forward_conv(call.shape, call.input, call.input_strides, call.weight, call.bias);
   conv.output = pixels;
+  conv.output_strides =
+      contiguous_strides(conv.out_channels, grad_height(call.shape), grad_width(call.shape));
   conv.mean_grad = call.grad_output;
   return conv;
 }
@@ -136,6 +138,7 @@ DirectConv input_grad_conv(const ConvBlock2dBackward& call, const float* pixels)
   conv.kernel_width = s.kernel_width;
   conv.padding_height = s.kernel_height - 1 - s.padding_height;
   conv.padding_width = s.kernel_width - 1 - s.padding_width;
+  conv.stride_height = conv.stride_width = 1;
   if (call.shape.pool == BlockPool::kMax) {
     conv.grad = call.grad_output;
     conv.pooled = call.output;
@@ -149,10 +152,12 @@ DirectConv input_grad_conv(const ConvBlock2dBackward& call, const float* pixels)
   conv.weight = call.weight;
   conv.weight_out_stride = s.taps();
   conv.weight_in_stride = s.in_channels * s.taps();
+  conv.weight_tap_stride = 1;
   conv.mirrored = true;
   conv.activation = Activation::kNone;
   conv.pool = BlockPool::kNone;
   conv.output = call.grad_input;
+  conv.output_strides = contiguous_strides(s.in_channels, s.in_height, s.in_width);
   return conv;
 }
 

@@ -7,6 +7,7 @@ namespace fastconv::cuda {
 namespace {
 
 constexpr int64_t kMaxKernel = 7;
+constexpr int64_t kMaxStride = 4;   // tiles in shared memory grow with its square
 constexpr int64_t kMaxDepth = 256;  // products per output: input channels times taps
 constexpr int64_t kMaxChannels = 1 << 16;
 constexpr int64_t kMaxPlane = int64_t{1} << 30;
@@ -18,17 +19,26 @@ constexpr int64_t kMaxImageMultiplyAdds = 1'000'000;
 }  // namespace
 
 bool conv_block2d_applies(const ConvBlock2dShape& shape) {
+  return shape.conv.stride_height == 1 && shape.conv.stride_width == 1 &&
+         conv_block2d_applies_but_grad_input(shape);
+}
+
+bool conv_block2d_applies_but_grad_input(const ConvBlock2dShape& shape) {
   const Conv2dShape& s = shape.conv;
-  if (s.groups != 1 || s.stride_height != 1 || s.stride_width != 1 || s.dilation_height != 1 ||
-      s.dilation_width != 1 || s.in_channels < 1 || s.out_channels < 1 || s.kernel_height < 1 ||
-      s.kernel_width < 1 || s.kernel_height > kMaxKernel || s.kernel_width > kMaxKernel ||
-      s.out_height < 1 || s.out_width < 1 || shape.cells() < 1)
+  if (s.groups != 1 || s.stride_height > kMaxStride || s.stride_width > kMaxStride ||
+      s.dilation_height != 1 || s.dilation_width != 1 || s.in_channels < 1 || s.out_channels < 1 ||
+      s.kernel_height < 1 || s.kernel_width < 1 || s.kernel_height > kMaxKernel ||
+      s.kernel_width > kMaxKernel || s.out_height < 1 || s.out_width < 1 || shape.cells() < 1)
     return false;
+  const bool steps = s.stride_height > 1 || s.stride_width > 1;
+  if (steps && shape.pool == BlockPool::kMax) return false;
   if (shape.activation == Activation::kLeakyRelu && !(shape.negative_slope >= 0)) return false;
   if (s.in_channels > kMaxChannels || s.out_channels > kMaxChannels) return false;
   for (const int64_t size :
        {s.in_height, s.in_width, s.out_height, s.out_width, s.padding_height, s.padding_width})
     if (size > kMaxPlane) return false;
+  if (s.out_height * s.stride_height > kMaxPlane || s.out_width * s.stride_width > kMaxPlane)
+    return false;
   if (s.in_pixels() > kMaxPlane || s.out_pixels() > kMaxPlane) return false;
   if (s.in_channels * s.taps() > kMaxDepth) return false;
   return s.in_channels <= kFewChannels ||
@@ -54,11 +64,14 @@ DirectConv forward_conv(const ConvBlock2dShape& shape, const float* input,
   conv.kernel_width = s.kernel_width;
   conv.padding_height = s.padding_height;
   conv.padding_width = s.padding_width;
+  conv.stride_height = s.stride_height;
+  conv.stride_width = s.stride_width;
   conv.input = input;
   conv.input_strides = input_strides;
   conv.weight = weight;
   conv.weight_out_stride = s.in_channels * s.taps();
   conv.weight_in_stride = s.taps();
+  conv.weight_tap_stride = 1;
   conv.bias = bias;
   conv.activation = shape.activation;
   conv.slope = shape.negative_slope;
@@ -70,6 +83,8 @@ cudaError_t launch_conv_block2d_forward(const ConvBlock2dForward& call, cudaStre
   DirectConv conv =
       forward_conv(call.shape, call.input, call.input_strides, call.weight, call.bias);
   conv.output = call.output;
+  conv.output_strides =
+      contiguous_strides(conv.out_channels, call.shape.pooled_height(), call.shape.pooled_width());
   conv.offsets = call.offsets;
   return launch_direct_conv(conv, call.device, stream);
 }

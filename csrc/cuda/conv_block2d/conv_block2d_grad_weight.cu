@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Weight and bias gradients of a convolution at stride 1 from a gradient that is mostly zeros:
+// Weight and bias gradients of a convolution from a gradient that is mostly zeros:
 //
 //   grad_weight[o, c, r, q] = sum over n and the pixels (i, j) of channel o that have a gradient g:
-//                             g * x[n, c, i + r - pad, j + q - pad]         grad_bias[o] = sum of g
+//                             g * x[n, c, i * stride + r - pad, j * stride + q - pad]
+//   grad_bias[o]            = sum of g
 //
 // Behind 2 x 2 max pooling one pixel of four has a gradient, behind ReLU fewer; only those are
 // multiplied. Where the gradient is a given one, zeros are multiplied too: they may meet NaN. A
@@ -40,6 +41,7 @@ struct GradWeightParams {
   MaxGradSource source;  // of dense gradients: cells are pixels, without output and offsets
   bool multiplies_zeros;
   int padding_height, padding_width;
+  int stride_height, stride_width;  // 1 behind max pooling
   int cell_rows, cell_columns;
   int tile_rows, tile_columns;
   int tiles_down, tiles_across;
@@ -71,7 +73,7 @@ __device__ inline Entry load_entry(const GradWeightParams& p, int64_t plane, int
       entry.place = (2 * i + tap / 2) * p.tile.pitch + 2 * j + tap % 2;
     } else {
       entry.grad = __ldg(p.source.grad + from);
-      entry.place = i * p.tile.pitch + j;
+      entry.place = i * p.stride_height * p.tile.pitch + j * p.stride_width;
     }
     entry.adds = p.multiplies_zeros || entry.grad != 0.0f;
   }
@@ -120,7 +122,6 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps, 2)
   for (int w = 0; w < W; ++w) total[w] = 0.0f;
 
   const int tiles = p.tiles_down * p.tiles_across, cells = p.tile_rows * p.tile_columns;
-  constexpr int kStep = Sparse ? 2 : 1;  // pixels from cell to cell
   const int64_t end = p.items * (blockIdx.x + 1) / p.slices;
   for (int64_t item = p.items * blockIdx.x / p.slices; item < end; ++item) {
     const int64_t image = item / tiles;
@@ -129,8 +130,9 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps, 2)
     ImageSource source = p.image;
     source.data += image * source.strides.batch + first_channel * source.strides.channel;
     __syncthreads();  // the last tile is no longer read
-    load_tile(p.tile, source, channels, kStep * row - p.padding_height,
-              kStep * column - p.padding_width, pixels, thread, threads);
+    const int top = row * (Sparse ? 2 : p.stride_height) - p.padding_height;
+    const int left = column * (Sparse ? 2 : p.stride_width) - p.padding_width;
+    load_tile(p.tile, source, channels, top, left, pixels, thread, threads);
     __syncthreads();
     if (out >= p.out_channels) continue;
     const int64_t plane =
@@ -223,8 +225,8 @@ void cut_tiles(GradWeightParams& p, int channels, int step, int kernel_height) {
   p.tile_columns = even_pieces(p.cell_columns, kMaxTileColumns);
   p.tile_rows = p.cell_rows;
   for (;;) {
-    p.tile.rows = step * p.tile_rows + kernel_height - 1;
-    p.tile.columns = step * p.tile_columns + p.kernel_width - 1;
+    p.tile.rows = (step * p.tile_rows - 1) * p.stride_height + kernel_height;
+    p.tile.columns = (step * p.tile_columns - 1) * p.stride_width + p.kernel_width;
     p.tile.pitch = choose_pitch(p);
     const int64_t floats = static_cast<int64_t>(channels) * p.tile.rows * p.tile.pitch;
     if (floats <= kSharedFloats || (p.tile_rows == 1 && p.tile_columns == 1)) break;
@@ -261,6 +263,8 @@ GradWeightPlan plan_grad_weight(const BlockGradWeight& c, const Device& device) 
   p.multiplies_zeros = c.multiplies_zeros;
   p.padding_height = static_cast<int>(s.padding_height);
   p.padding_width = static_cast<int>(s.padding_width);
+  p.stride_height = static_cast<int>(s.stride_height);
+  p.stride_width = static_cast<int>(s.stride_width);
 
   const int64_t chunks = ceil_div(p.weights, kWarp * kMaxLaneWeights);
   const int w = plan.lane_weights = static_cast<int>(ceil_div(p.weights, kWarp * chunks));

@@ -7,8 +7,7 @@
 //   forward   z[u][gate] = pre + sum_k W_hh[gate][u][k] h[k]        4 threads per unit u, every
 //             fourth piece of four k each, for all four gates and all four sequences
 //   backward  grad_h[k] = sum_u sum_gate W_hh[gate][u][k] dz[u][gate]   16 threads per four k,
-//   every
-//             16th unit u each
+//             every 16th unit u each
 //
 // Either way a thread multiplies 4 results x 4 sequences by pieces of four terms, and the partial
 // sums meet in shuffles that leave thread 4 u + r with unit u of sequence r, in an order that does
