@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from cases import CONV2D_CASES, CONV2D_WINOGRAD, Conv2dCase, random_conv2d_cases
@@ -73,6 +75,19 @@ def test_winograd_is_exact_on_small_integers(kernel: str, algorithm: str, isa: s
         with runtime.force_algorithm(kernel, algorithm):
             results = run_conv2d(F.conv2d, tensors, case.options)
         assert_all_equal(results, oracle_conv2d(tensors, case.options))
+
+
+@pytest.mark.parametrize(("channels", "out"), [(520, 161), (161, 520)])
+def test_winograd_in_parts_of_the_channels(channels: int, out: int) -> None:
+    """So many weights that they are transformed, and their gradients summed, part by part."""
+    case = Conv2dCase("parts", 2, channels, (5, 4), out, (3, 3), padding=(1, 1))
+    tensors = make_tensors(case)
+    with contextlib.ExitStack() as stack:
+        for kernel in KERNELS:
+            stack.enter_context(runtime.force_algorithm(kernel, "winograd"))
+        results = run_conv2d(F.conv2d, tensors, case.options)
+    by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
+    assert_all_parity(results, by_torch, oracle_conv2d(tensors, case.options))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
