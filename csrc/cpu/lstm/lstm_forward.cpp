@@ -25,8 +25,9 @@ constexpr int64_t kCachedWeights = 160'000;
 // weights would be for too few.
 constexpr int64_t kAheadFloats = 512 * 1024;
 constexpr int64_t kAheadRows = 256;
-// Recurrent weights of more floats than this are read from memory that takes long to answer.
-constexpr int64_t kStreamedWeights = 600'000;
+// Recurrent weights of more floats than this are read from memory that takes long to answer; with
+// fewer, asking ahead costs more than it saves.
+constexpr int64_t kStreamedWeights = 3'000'000;
 // Rows of a call up to which all weights are read as they are.
 constexpr int64_t kInPlaceRows = 6;
 constexpr int64_t kAlign = 16;
