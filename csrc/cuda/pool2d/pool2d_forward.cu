@@ -14,10 +14,18 @@ namespace {
 
 constexpr int kThreads = kPoolThreads;
 
+// For sm_100 and newer ptxas spills a few registers unless it is told how many it may use.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define FC_FORWARD_BOUNDS __launch_bounds__(kThreads, 2)
+#else
+#define FC_FORWARD_BOUNDS __launch_bounds__(kThreads)
+#endif
+
 template <int Count, class Divmod, class Pool>
-__global__ void __launch_bounds__(kThreads)
-    pool2d_forward_kernel(PoolGrid<Divmod> grid, PoolShape<typename Divmod::Index> shape, Pool pool,
-                          const typename Pool::T* input, typename Pool::T* output) {
+__global__ void FC_FORWARD_BOUNDS pool2d_forward_kernel(PoolGrid<Divmod> grid,
+                                                        PoolShape<typename Divmod::Index> shape,
+                                                        Pool pool, const typename Pool::T* input,
+                                                        typename Pool::T* output) {
   using Index = typename Divmod::Index;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; item < grid.items;
