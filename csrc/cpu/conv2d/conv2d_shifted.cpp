@@ -25,6 +25,7 @@ namespace fastconv::cpu {
 namespace {
 
 constexpr int64_t kProductFloats = 96 * 1024;  // of a strip, which stay in L2
+constexpr int64_t kMostTilePixels = 64;        // of any instruction set's tiles
 constexpr int64_t kManyPixels = 256;           // of which a tile that is not full wastes little
 
 // The input rows that grid rows reach.
@@ -50,6 +51,21 @@ int64_t plane_pitch(const GatherConv& conv, int64_t input_rows) {
   return (vectors | 1) * kVector;
 }
 
+int64_t weight_floats(const GatherConv& conv) {
+  return round_up(conv.weights(), 16);
+}
+
+// What a thread's products may take: as much as stays in L2, and with everything else no more than
+// the larger of input and output.
+int64_t product_floats(const GatherConv& conv, int64_t threads) {
+  const int64_t images = conv.batch * conv.groups;
+  const int64_t operands =
+      images * std::max(conv.in_channels * conv.in_height * conv.in_width,
+                        conv.out_channels * conv.grid_height * conv.grid_width);
+  const int64_t panel = conv.in_channels * kMostTilePixels;
+  return std::min(kProductFloats, (operands - weight_floats(conv)) / threads - panel);
+}
+
 struct Blocking {
   int64_t strip_rows;
   int64_t strip_images;  // more than one: whole images
@@ -62,27 +78,26 @@ Blocking block_work(const GatherConv& conv, int64_t threads) {
   // Fewer images than threads: cut each image into several strips.
   const int64_t cuts = units >= threads ? 1 : ceil_div(threads, units);
   int64_t rows = ceil_div(conv.grid_height, cuts);
+  const bool in_place = conv.output_strides.column == 1;
   const auto channel_floats = [&](int64_t images) {
-    return conv.taps() * plane_pitch(conv, reach.strip_rows(conv, images, rows));
+    return conv.taps() * plane_pitch(conv, reach.strip_rows(conv, images, rows)) +
+           (in_place ? 0 : rows * conv.grid_width);
   };
+  const int64_t most_floats = product_floats(conv, threads);
   while (rows > 1 && channel_floats(1) > kProductFloats) rows = ceil_div(rows, 2);
   int64_t images = 1;
   const int64_t plane = conv.in_height * conv.in_width;
   if (rows == conv.grid_height && 0 < plane && plane < kManyPixels) {
     const int64_t most = std::min(ceil_div(kManyPixels, plane), units / threads);
-    while (images < most && channel_floats(images + 1) <= kProductFloats) ++images;
+    while (images < most && channel_floats(images + 1) <= most_floats) ++images;
   }
   const int64_t channels = std::clamp<int64_t>(
-      kProductFloats / std::max<int64_t>(1, channel_floats(images)), 1, conv.out_channels);
+      most_floats / std::max<int64_t>(1, channel_floats(images)), 1, conv.out_channels);
   return {rows, images, ceil_div(conv.out_channels, ceil_div(conv.out_channels, channels))};
 }
 
 const GemmFamily& tile_family(Isa isa) {
   return gemm_kernels(isa).packed_tall;
-}
-
-int64_t weight_floats(const GatherConv& conv) {
-  return round_up(conv.weights(), 16);
 }
 
 // Rows of a GEMM tile; `rows` of them are cut evenly.
