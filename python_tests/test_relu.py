@@ -250,9 +250,16 @@ def changed_without_gradient(relu: Relu, x: Tensor) -> Tensor:
     return y
 
 
+def negated_without_gradient(relu: Relu, x: Tensor) -> Tensor:
+    y = normalised(x)
+    with torch.no_grad():
+        y.neg_()
+    return relu(y, True)
+
+
 JOINED = [plainly, with_given_statistics, hooked_afterwards, read_without_gradient]
 APART = [read_before, viewed_before, hooked_before, node_hooked_before, retained_before,
-         edge_held_before]  # fmt: skip
+         edge_held_before, negated_without_gradient]  # fmt: skip
 
 
 def is_joined(output: Tensor) -> bool:

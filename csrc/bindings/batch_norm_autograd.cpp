@@ -170,7 +170,9 @@ Tensor batch_norm_inference_vmap(const Tensor& input, const Tensor& running_mean
 bool joins_batch_norm(const Tensor& output) {
   const auto& node = output.grad_fn();
   auto* const norm = dynamic_cast<torch::autograd::CppNode<BatchNormFunction>*>(node.get());
-  if (norm == nullptr || node.use_count() != 1) return false;
+  // The backward pass finds the mask from the normalisation's inputs: nothing may have changed the
+  // result since, not even without a graph.
+  if (norm == nullptr || node.use_count() != 1 || output._version() != 0) return false;
   if (!norm->pre_hooks().empty() || !norm->post_hooks().empty() ||
       !norm->tensor_pre_hooks().empty() || !norm->retains_grad_hooks().empty())
     return false;
