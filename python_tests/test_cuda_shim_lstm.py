@@ -81,7 +81,9 @@ def test_every_schedule_gives_the_same_bits(case: LstmCase, path: int, shim: Cud
     first = None
     for schedule in SCHEDULES:
         shim.configure(schedule, seed=3)
-        results = on_gpu(case, ShimLstm(shim, path))
+        lstm = ShimLstm(shim, path)
+        results = on_gpu(case, lstm)
+        assert_ran(lstm)
         if first is None:
             assert_all_parity(results, by_torch(case, torch.float32), by_torch(case, torch.float64))
             first = results
@@ -91,7 +93,9 @@ def test_every_schedule_gives_the_same_bits(case: LstmCase, path: int, shim: Cud
 
 @pytest.mark.parametrize("case", [*SMALL, *PROJECTED], ids=lambda case: case.name)
 def test_float64(case: LstmCase, shim: CudaShim) -> None:
-    results = on_gpu(case, ShimLstm(shim, STEPS), torch.float64)
+    lstm = ShimLstm(shim, STEPS)
+    results = on_gpu(case, lstm, torch.float64)
+    assert_ran(lstm)
     expected = by_torch(case, torch.float64)
     for name, result in results.items():
         torch.testing.assert_close(result, expected[name], rtol=1e-10, atol=1e-12, msg=name)
