@@ -26,8 +26,8 @@ constexpr int64_t kTwo[] = {2, 2};
 variable_list composed_backward(const Tensor& grad_output, const variable_list& leaves,
                                 std::array<bool, 3> wanted, const ConvBlock2dOptions& options) {
   // A tensor whose gradient is asked for takes part as it is, with its history.
-  const OptionalTensor bias = leaves[2].defined() ? OptionalTensor(leaves[2]) : std::nullopt;
-  const Tensor output = composed_block2d(leaves[0], leaves[1], bias, options, /*on_torch=*/false);
+  const Tensor output = composed_block2d(leaves[0], leaves[1], if_defined(leaves[2]), options,
+                                         /*on_torch=*/false);
   variable_list asked;
   for (size_t i = 0; i < 3; ++i)
     if (wanted[i]) asked.push_back(leaves[i]);

@@ -110,6 +110,10 @@ PyObject* not_implemented() {
   return Py_NotImplemented;
 }
 
+bool boolean(PyObject* value) {
+  return value == Py_True;
+}
+
 PyObject* conv_block2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 12) return not_implemented();
@@ -128,8 +132,8 @@ PyObject* conv_block2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t c
   Tensor output;
   {
     const py::gil_scoped_release no_gil;
-    output = call_conv_block2d(input, weight, bias.defined() ? OptionalTensor(bias) : std::nullopt,
-                               conv, activation, slope, pool, size, step);
+    output = call_conv_block2d(input, weight, if_defined(bias), conv, activation, slope, pool, size,
+                               step);
   }
   return THPVariable_Wrap(std::move(output));
   END_HANDLE_TH_ERRORS
@@ -151,10 +155,6 @@ PyObject* mlp(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   }
   return THPVariable_Wrap(std::move(output));
   END_HANDLE_TH_ERRORS
-}
-
-OptionalTensor given(Tensor tensor) {
-  return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
 template <class... Tensors>
@@ -184,17 +184,13 @@ PyObject* lstm_layer(PyObject* /*module*/, PyObject* const* args, Py_ssize_t cou
   Tensor3 results;
   {
     const py::gil_scoped_release no_gil;
-    results = call_lstm_layer({input, given(h), given(c), weight_ih, weight_hh, given(bias_ih),
-                               given(bias_hh), given(weight_hr), given(lengths), given(batch_sizes),
-                               args[10] == Py_True});
+    results = call_lstm_layer({input, if_defined(h), if_defined(c), weight_ih, weight_hh,
+                               if_defined(bias_ih), if_defined(bias_hh), if_defined(weight_hr),
+                               if_defined(lengths), if_defined(batch_sizes), boolean(args[10])});
   }
   auto& [output, h_n, c_n] = results;
   return tuple_of(output, h_n, c_n);
   END_HANDLE_TH_ERRORS
-}
-
-bool boolean(PyObject* value) {
-  return value == Py_True;
 }
 
 // input, h_0, c_0, lengths, the dict of a module's parameters, their names in order, has_biases,
@@ -217,8 +213,8 @@ PyObject* lstm(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   std::optional<Tensor3> results;
   {
     const py::gil_scoped_release no_gil;
-    results = lstm_stack({input, given(h), given(c), parameters, given(lengths), boolean(args[6]),
-                          layers, boolean(args[8]), boolean(args[9])});
+    results = lstm_stack({input, if_defined(h), if_defined(c), parameters, if_defined(lengths),
+                          boolean(args[6]), layers, boolean(args[8]), boolean(args[9])});
   }
   if (!results.has_value()) return not_implemented();
   auto& [output, h_n, c_n] = *results;
@@ -238,8 +234,8 @@ PyObject* lstm_cell(PyObject* /*module*/, PyObject* const* args, Py_ssize_t coun
   Tensor2 results;
   {
     const py::gil_scoped_release no_gil;
-    results = call_lstm_cell(input, given(h), given(c), weight_ih, weight_hh, given(bias_ih),
-                             given(bias_hh));
+    results = call_lstm_cell(input, if_defined(h), if_defined(c), weight_ih, weight_hh,
+                             if_defined(bias_ih), if_defined(bias_hh));
   }
   auto& [h_n, c_n] = results;
   return tuple_of(h_n, c_n);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/lstm_args.h"
 
+#include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -86,6 +87,27 @@ std::array<Tensor, LstmOperands::kDifferentiable> LstmOperands::differentiable()
   const auto or_undefined = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
   return {input,     or_undefined(h_0),     or_undefined(c_0),     weight_ih,
           weight_hh, or_undefined(bias_ih), or_undefined(bias_hh), or_undefined(weight_hr)};
+}
+
+LstmOperands lstm_operands(at::ArrayRef<Tensor> tensors, bool reverse) {
+  return {tensors[0],
+          if_defined(tensors[1]),
+          if_defined(tensors[2]),
+          tensors[3],
+          tensors[4],
+          if_defined(tensors[5]),
+          if_defined(tensors[6]),
+          if_defined(tensors[7]),
+          if_defined(tensors[8]),
+          if_defined(tensors[9]),
+          reverse};
+}
+
+bool differentiates(const LstmOperands& operands) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& t : operands.differentiable())
+    if (requires_grad(t)) return true;
+  return false;
 }
 
 void check_lstm_tensor(const char* name, const Tensor& tensor, at::IntArrayRef expected,

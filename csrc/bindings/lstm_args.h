@@ -34,6 +34,12 @@ struct LstmOperands {
   std::array<Tensor, kDifferentiable> differentiable() const;
 };
 
+// All ten tensors in the order of the members, absent ones undefined.
+LstmOperands lstm_operands(at::ArrayRef<Tensor> tensors, bool reverse);
+
+// True in grad mode when an operand asks for a gradient.
+bool differentiates(const LstmOperands& operands);
+
 // Sizes of one call, with the memory behind them. Not to be copied: `shape` points into it.
 struct LstmCall {
   LstmShape shape{};

@@ -22,30 +22,12 @@ using torch::autograd::variable_list;
 constexpr const char* kReverse = "reverse";
 constexpr size_t kOperands = LstmOperands::kDifferentiable;
 
-OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
 // Absent and undefined tensors are one thing from here on.
 LstmOperands normalised(LstmOperands o) {
   for (OptionalTensor* t :
        {&o.h_0, &o.c_0, &o.bias_ih, &o.bias_hh, &o.weight_hr, &o.lengths, &o.batch_sizes})
     if (t->has_value() && !(*t)->defined()) t->reset();
   return o;
-}
-
-LstmOperands operands_of(const variable_list& saved, bool reverse) {
-  return {saved[0],
-          if_defined(saved[1]),
-          if_defined(saved[2]),
-          saved[3],
-          saved[4],
-          if_defined(saved[5]),
-          if_defined(saved[6]),
-          if_defined(saved[7]),
-          if_defined(saved[8]),
-          if_defined(saved[9]),
-          reverse};
 }
 
 variable_list as_list(const Tensor8& t) {
@@ -79,7 +61,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const LstmOperands o = operands_of(saved, ctx->saved_data[kReverse].toBool());
+    const LstmOperands o = lstm_operands(saved, ctx->saved_data[kReverse].toBool());
     // Absent operands have no edge in the graph, so edges are counted over those present.
     std::array<bool, kOperands> mask{};
     size_t edge = 0;
@@ -100,13 +82,6 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
 bool any_has_tangent(const LstmOperands& o) {
   for (const Tensor& t : o.differentiable())
     if (has_tangent(t)) return true;
-  return false;
-}
-
-bool differentiates(const LstmOperands& o) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const Tensor& t : o.differentiable())
-    if (requires_grad(t)) return true;
   return false;
 }
 
@@ -205,7 +180,7 @@ variable_list composed_lstm_gradients(const LstmGrads& grads, const LstmOperands
   variable_list all(operands.begin(), operands.end());
   all.push_back(o.lengths.value_or(Tensor()));
   all.push_back(o.batch_sizes.value_or(Tensor()));
-  const auto [output, h_n, c_n] = composed_lstm_layer(operands_of(all, o.reverse));
+  const auto [output, h_n, c_n] = composed_lstm_layer(lstm_operands(all, o.reverse));
   variable_list outputs, given;
   const auto add = [&](const Tensor& out, const OptionalTensor& grad) {
     if (!grad.has_value() || !grad->defined()) return;

@@ -7,8 +7,6 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
-#include <algorithm>
-
 #include "bindings/plain_tensors.h"
 
 namespace fastconv::bindings {
@@ -19,10 +17,6 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 constexpr size_t kOperands = LstmOperands::kDifferentiable;
-
-OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 void add_first_dimension(const Tensor& fresh) {
   fresh.unsafeGetTensorImpl()->set_sizes_contiguous({1, fresh.size(0), fresh.size(1)});
@@ -36,8 +30,8 @@ class LstmLayerBackward : public torch::autograd::Node {
     torch::autograd::edge_list edges;
     edges.reserve(kOperands);
     for (size_t i = 0; i < kOperands; ++i) {
-      const bool wanted = operands[i].defined() && operands[i].requires_grad();
-      edges.push_back(wanted ? torch::autograd::impl::gradient_edge(operands[i]) : Edge());
+      edges.push_back(requires_grad(operands[i]) ? torch::autograd::impl::gradient_edge(operands[i])
+                                                 : Edge());
       saved_[i] = SavedVariable(operands[i], /*is_output=*/false);
     }
     saved_[kOperands] = SavedVariable(o.lengths.value_or(Tensor()), false);
@@ -82,10 +76,9 @@ class LstmLayerBackward : public torch::autograd::Node {
 
  private:
   LstmOperands operands() const {
-    const auto optional = [this](size_t i) { return if_defined(saved_[i].unpack()); };
-    return {saved_[0].unpack(), optional(1), optional(2), saved_[3].unpack(),
-            saved_[4].unpack(), optional(5), optional(6), optional(7),
-            optional(8),        optional(9), reverse_};
+    std::array<Tensor, kOperands + 2> tensors;
+    for (size_t i = 0; i < tensors.size(); ++i) tensors[i] = saved_[i].unpack();
+    return lstm_operands(tensors, reverse_);
   }
 
   bool stacked_, reverse_;
@@ -104,17 +97,14 @@ bool is_plain_lstm(const LstmOperands& o) {
 }
 
 Tensor3 plain_lstm_layer(const LstmOperands& o, bool stacked) {
-  const std::array<Tensor, kOperands> operands = o.differentiable();
-  const auto wants = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
-  const bool differentiates =
-      at::GradMode::is_enabled() && std::any_of(operands.begin(), operands.end(), wants);
+  const bool wants_graph = differentiates(o);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const auto [output, h_n, c_n, gates, cells] = lstm_layer_forward_cpu(o, differentiates);
+  const auto [output, h_n, c_n, gates, cells] = lstm_layer_forward_cpu(o, wants_graph);
   if (stacked) {
     add_first_dimension(h_n);
     add_first_dimension(c_n);
   }
-  if (differentiates) {
+  if (wants_graph) {
     const auto node = c10::make_intrusive<LstmLayerBackward>(o, stacked);
     for (const Tensor* result : {&output, &h_n, &c_n}) torch::autograd::set_history(*result, node);
     node->save_results(output, gates, cells);

@@ -28,6 +28,9 @@ bool has_tangent(const Tensor& tensor);
 
 bool requires_grad(const Tensor& tensor);
 
+// nullopt for an undefined tensor.
+OptionalTensor if_defined(Tensor tensor);
+
 // torch computes these dtypes itself: bfloat16 and float16, for which no kernel of ours is faster
 // yet, integers and complex numbers.
 bool runs_on_torch_kernels(at::ScalarType dtype);

@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <utility>
+
 #include "bindings/ops.h"
 
 TORCH_LIBRARY(fastconv, m) {
@@ -123,6 +125,10 @@ bool has_tangent(const Tensor& tensor) {
 
 bool requires_grad(const Tensor& tensor) {
   return tensor.defined() && tensor.requires_grad();
+}
+
+OptionalTensor if_defined(Tensor tensor) {
+  return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
 bool runs_on_torch_kernels(at::ScalarType dtype) {

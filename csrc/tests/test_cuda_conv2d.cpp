@@ -138,6 +138,23 @@ Conv2dForward plain_call(int64_t in, int64_t out, int64_t size, int64_t kernel) 
   return call;
 }
 
+// The gradients of `call`, whose output lies as its input does.
+Conv2dGradInput grad_input_of(const Conv2dForward& call) {
+  Conv2dGradInput result{};
+  static_cast<Conv2dCall&>(result) = call;
+  result.grad_output_strides = result.grad_input_strides = call.input_strides;
+  result.weight_strides = call.weight_strides;
+  return result;
+}
+
+Conv2dGradWeight grad_weight_of(const Conv2dForward& call) {
+  Conv2dGradWeight result{};
+  static_cast<Conv2dCall&>(result) = call;
+  result.grad_output_strides = result.input_strides = call.input_strides;
+  result.grad_weight_strides = call.weight_strides;
+  return result;
+}
+
 // Sizes past 2^31 with no memory behind them: the plan falls back instead of wrapping.
 void test_huge_calls_are_planned() {
   Conv2dForward call{};
@@ -151,14 +168,8 @@ void test_huge_calls_are_planned() {
   call.shape.batch = (1 << 11) - 1;  // 2^31 - 2^20 pixels, 2^37 elements
   CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm);
 
-  Conv2dGradInput input{};
-  static_cast<Conv2dCall&>(input) = call;
-  input.grad_output_strides = input.grad_input_strides = call.output_strides;
-  input.weight_strides = call.weight_strides;
-  Conv2dGradWeight weight{};
-  static_cast<Conv2dCall&>(weight) = call;
-  weight.grad_output_strides = weight.input_strides = call.output_strides;
-  weight.grad_weight_strides = call.weight_strides;
+  Conv2dGradInput input = grad_input_of(call);
+  Conv2dGradWeight weight = grad_weight_of(call);
   CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kImplicitGemm);
   CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kImplicitGemm);
   input.shape.batch = weight.shape.batch = 1 << 11;
@@ -177,20 +188,13 @@ void test_huge_calls_are_planned() {
 void test_long_kernels_are_planned() {
   Conv2dForward call = plain_call(64, 64, 56, 17);
   CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kGeneral);
-  Conv2dGradInput input{};
-  static_cast<Conv2dCall&>(input) = call;
-  input.grad_output_strides = input.grad_input_strides = call.input_strides;
-  input.weight_strides = call.weight_strides;
+  Conv2dGradInput input = grad_input_of(call);
   CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kGeneral);
   input.shape.stride_height = input.shape.stride_width = 2;  // phases of at most nine taps a side
   input.shape.out_height = input.shape.out_width = 28;
   input.grad_output_strides = contiguous_strides(64, 28, 28);
   CHECK(plan_conv2d_grad_input(input).algorithm == Conv2dAlgorithm::kImplicitGemm);
-  Conv2dGradWeight weight{};
-  static_cast<Conv2dCall&>(weight) = call;
-  weight.grad_output_strides = weight.input_strides = call.input_strides;
-  weight.grad_weight_strides = call.weight_strides;
-  CHECK(plan_conv2d_grad_weight(weight).algorithm == Conv2dAlgorithm::kImplicitGemm);
+  CHECK(plan_conv2d_grad_weight(grad_weight_of(call)).algorithm == Conv2dAlgorithm::kImplicitGemm);
   call = plain_call(64, 64, 56, 15);
   CHECK(plan_conv2d_forward(call).algorithm == Conv2dAlgorithm::kImplicitGemm);
 }
