@@ -2,7 +2,6 @@
 #include "bindings/conv_block2d_args.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -167,16 +166,16 @@ Tensor composed_block2d(const Tensor& input, const Tensor& weight, const Optiona
                                     o.activation, o.negative_slope),
                            o);
   const Tensor x = call_conv2d(input, weight, bias, o.conv);
-  const bool differentiates = at::GradMode::is_enabled() && x.requires_grad();
+  const bool has_graph = differentiates(x);
   // ReLU and the maximum commute, gradients included: ties among positive values stay ties, and
   // windows without one pass nothing on. The smaller map is the cheaper one to clamp. Where torch's
   // layers would not need the result again in the backward pass, neither may these, for a user may
   // overwrite it: threshold is a relu that saves its input.
   if (o.pool == PoolKind::kMax && o.activation == Activation::kRelu) {
     const Tensor pooled = pooled_block2d(x, o);
-    return differentiates ? at::threshold(pooled, 0, 0) : pooled.relu_();
+    return has_graph ? at::threshold(pooled, 0, 0) : pooled.relu_();
   }
-  if (o.pool == PoolKind::kNone && o.activation == Activation::kLeakyRelu && differentiates)
+  if (o.pool == PoolKind::kNone && o.activation == Activation::kLeakyRelu && has_graph)
     return activate(x, o.activation, o.negative_slope);
   return pooled_block2d(activate_in_place(x, o.activation, o.negative_slope), o);
 }

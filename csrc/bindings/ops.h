@@ -28,6 +28,9 @@ bool has_tangent(const Tensor& tensor);
 
 bool requires_grad(const Tensor& tensor);
 
+// True in grad mode when `tensor` asks for a gradient.
+bool differentiates(const Tensor& tensor);
+
 // nullopt for an undefined tensor.
 OptionalTensor if_defined(Tensor tensor);
 

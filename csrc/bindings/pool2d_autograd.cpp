@@ -4,7 +4,6 @@
 // differentiation never ends. No input is saved: a maximum keeps one byte per output, an average
 // nothing but sizes.
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -66,10 +65,6 @@ void save_call(AutogradContext* ctx, SavedOptions options, c10::SymIntArrayRef i
 
 std::vector<c10::SymInt> saved_input_size(AutogradContext* ctx) {
   return ctx->saved_data[kInputSize].toSymIntVector();
-}
-
-bool differentiates(const Tensor& tensor) {
-  return at::GradMode::is_enabled() && requires_grad(tensor);
 }
 
 struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction> {

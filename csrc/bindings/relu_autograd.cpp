@@ -3,7 +3,6 @@
 // the gradient and its own adjoint, so differentiation never ends. In place on the result of a
 // batch normalisation, there is no backward pass: the normalisation's does both.
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -15,10 +14,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-bool differentiates(const Tensor& tensor) {
-  return at::GradMode::is_enabled() && requires_grad(tensor);
-}
 
 // True when torch's own operator takes the call.
 bool is_for_torch(const Tensor& input) {

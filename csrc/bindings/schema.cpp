@@ -2,6 +2,7 @@
 // Every operator fastconv registers, and the dispatcher calls that ops.h declares. Public operators
 // mirror torch.nn.functional; those with a leading underscore are the halves that autograd needs.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -125,6 +126,10 @@ bool has_tangent(const Tensor& tensor) {
 
 bool requires_grad(const Tensor& tensor) {
   return tensor.defined() && tensor.requires_grad();
+}
+
+bool differentiates(const Tensor& tensor) {
+  return at::GradMode::is_enabled() && requires_grad(tensor);
 }
 
 OptionalTensor if_defined(Tensor tensor) {
