@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "common/checked.h"
+#include "cpu/conv_block2d/conv_block2d_fetch.h"
 #include "cpu/conv_block2d/conv_block2d_strip.h"
 #include "cpu/conv_block2d/conv_block2d_ukernels.h"
 #include "cpu/runtime/parallel.h"
@@ -31,6 +32,14 @@ class ForwardSlot {
         strip_(plan, shape_.conv, weights, call.bias, scratch,
                scratch + plan.image_floats(shape_.conv)),
         pooled_(scratch + plan.image_floats(shape_.conv) + plan.strip_floats(shape_.conv)) {}
+
+  // What run() reads and writes for an image.
+  void fetch(int64_t image) const {
+    const int64_t outputs = shape_.conv.out_channels * shape_.cells();
+    fetch_image(shape_.conv, call_.input, call_.input_strides, image);
+    fetch_bytes(call_.output + image * outputs, outputs * 4);
+    if (call_.offsets != nullptr) fetch_bytes(call_.offsets + image * outputs, outputs);
+  }
 
   void run(int64_t image) {
     strip_.load_image(call_.input + image * call_.input_strides.batch, call_.input_strides);
@@ -141,8 +150,12 @@ void conv_block2d_forward(const ConvBlock2dPlan& plan, const ConvBlock2dForward&
   float* slots = scratch + strip.weight_floats(s);
   parallel_for(plan.slots, [&](int64_t slot) {
     ForwardSlot work(strip, call, scratch, slots + slot * plan.slot_floats);
-    for (int64_t n = s.batch * slot / plan.slots; n < s.batch * (slot + 1) / plan.slots; ++n)
+    const int64_t last = s.batch * (slot + 1) / plan.slots;
+    const bool ahead = fetches_ahead(call.shape);
+    for (int64_t n = s.batch * slot / plan.slots; n < last; ++n) {
+      if (ahead && n + 1 < last) work.fetch(n + 1);
       work.run(n);
+    }
   });
 }
 

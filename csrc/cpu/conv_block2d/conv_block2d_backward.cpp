@@ -25,6 +25,7 @@
 #include "common/summation.h"
 #include "cpu/conv2d/conv2d_dots.h"
 #include "cpu/conv_block2d/conv_block2d_backward.h"
+#include "cpu/conv_block2d/conv_block2d_fetch.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
 
@@ -54,6 +55,19 @@ class BackwardSlot {
     steps_[1] = static_cast<int32_t>(patch_column());
     steps_[2] = static_cast<int32_t>(patch_row());
     steps_[3] = steps_[1] + steps_[2];
+  }
+
+  // What run() reads and writes for an image.
+  void fetch(int64_t image) const {
+    const int64_t outputs = s_.out_channels * shape_.cells();
+    fetch_bytes(call_.grad_output + image * outputs, outputs * 4);
+    if (l_.is_max) {
+      fetch_bytes(call_.output + image * outputs, outputs * 4);
+      fetch_bytes(call_.offsets + image * outputs, outputs);
+    }
+    fetch_image(s_, call_.input, call_.input_strides, image);
+    const int64_t inputs = s_.in_channels * s_.in_pixels();
+    if (call_.grad_input != nullptr) fetch_bytes(call_.grad_input + image * inputs, inputs * 4);
   }
 
   void run(int64_t image, ConvStrip* recomputed) {
@@ -326,9 +340,13 @@ void conv_block2d_backward(const ConvBlock2dPlan& plan, const ConvBlock2dBackwar
   parallel_for(plan.slots, [&](int64_t slot) {
     float* memory = slots + slot * plan.slot_floats;
     const int64_t first = s.batch * slot / plan.slots, last = s.batch * (slot + 1) / plan.slots;
+    const bool ahead = fetches_ahead(call.shape);
     if (layout.channels) {
       ChannelsBackward work(layout, call, scratch, memory);
-      for (int64_t n = first; n < last; ++n) work.run(n);
+      for (int64_t n = first; n < last; ++n) {
+        if (ahead && n + 1 < last) work.fetch(n + 1);
+        work.run(n);
+      }
       return;
     }
     BackwardSlot work(layout, call, scratch, memory);
@@ -336,8 +354,10 @@ void conv_block2d_backward(const ConvBlock2dPlan& plan, const ConvBlock2dBackwar
     if (layout.recomputes)
       recomputed.emplace(layout.strip, s, strip_weights, call.bias, memory + layout.plain_image,
                          memory + layout.conv_strip);
-    for (int64_t n = first; n < last; ++n)
+    for (int64_t n = first; n < last; ++n) {
+      if (ahead && n + 1 < last) work.fetch(n + 1);
       work.run(n, recomputed.has_value() ? &*recomputed : nullptr);
+    }
     work.finish();
   });
   float* total = slots + layout.sums;

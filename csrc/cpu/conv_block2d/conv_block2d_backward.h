@@ -74,6 +74,8 @@ class ChannelsBackward {
  public:
   ChannelsBackward(const BackwardLayout& layout, const ConvBlock2dBackward& call,
                    const float* shared, float* slot);
+  // What run() reads and writes for an image.
+  void fetch(int64_t image) const;
   void run(int64_t image);
 
  private:

@@ -11,6 +11,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv_block2d/conv_block2d_backward.h"
+#include "cpu/conv_block2d/conv_block2d_fetch.h"
 
 namespace fastconv::cpu {
 
@@ -35,6 +36,14 @@ ChannelsBackward::ChannelsBackward(const BackwardLayout& layout, const ConvBlock
   // Channels past the last one stay zero: the tiles read whole vectors.
   if (l_.out_pitch > s_.out_channels)
     std::memset(slot_ + l_.spread, 0, sizeof(float) * l_.values * l_.out_pitch);
+}
+
+void ChannelsBackward::fetch(int64_t image) const {
+  const int64_t outputs = s_.out_channels * shape_.cells(),
+                inputs = s_.in_channels * s_.in_pixels();
+  fetch_bytes(call_.grad_output + image * outputs, outputs * 4);
+  fetch_image(s_, call_.input, call_.input_strides, image);
+  if (call_.grad_input != nullptr) fetch_bytes(call_.grad_input + image * inputs, inputs * 4);
 }
 
 void ChannelsBackward::run(int64_t image) {
