@@ -225,8 +225,84 @@ inline void transpose_block(int64_t height, int64_t width, const float* source, 
     if (l < width) Simd::store_masked(target + l * target_row, block[l], write);
 }
 
+// Between few rows of pixels, `pitch` apart, and pixels side by side:
+//   target[p * C + c] = source[c * pitch + p]     or, with Apart, the other way round
+// Vector v of the result picks its lanes from the C vectors of kLanes pixels, pair by pair; a
+// transposed block would compute kLanes rows.
+template <int C, bool Apart>
+struct FewRows {
+  static constexpr int kPairs = (C + 1) / 2;
+  int32_t lane[C][kLanes] = {};  // of the two vectors of the pair
+  int32_t pair[C][kLanes] = {};
+
+  constexpr FewRows() {
+    for (int v = 0; v < C; ++v)
+      for (int l = 0; l < kLanes; ++l) {
+        const int flat = v * static_cast<int>(kLanes) + l;
+        const int at = Apart ? l * C + v : flat % C * static_cast<int>(kLanes) + flat / C;
+        lane[v][l] = at % (2 * kLanes);
+        pair[v][l] = at / (2 * kLanes);
+      }
+  }
+};
+
+// `vectors` times kLanes pixels.
+template <int C, bool Apart>
+void copy_few_rows(int64_t vectors, const float* source, float* target, int64_t pitch) {
+  static constexpr FewRows<C, Apart> kRows;
+  constexpr int kPairs = FewRows<C, Apart>::kPairs;
+  for (int64_t p = 0; p < vectors * kLanes; p += kLanes) {
+    Simd::Reg x[2 * kPairs];
+#pragma GCC unroll 8
+    for (int v = 0; v < C; ++v)
+      x[v] = Simd::load(Apart ? source + p * C + v * kLanes : source + v * pitch + p);
+    x[2 * kPairs - 1] = x[C - 1];
+#pragma GCC unroll 8
+    for (int v = 0; v < C; ++v) {
+      const Simd::Ints lane = Simd::load_ints(kRows.lane[v]), pair = Simd::load_ints(kRows.pair[v]);
+      Simd::Reg y = Simd::pick_of_two(x[0], x[1], lane);
+#pragma GCC unroll 4
+      for (int i = 1; i < kPairs; ++i)
+        y = Simd::select(Simd::equal_int(pair, Simd::set1_int(i)),
+                         Simd::pick_of_two(x[2 * i], x[2 * i + 1], lane), y);
+      Simd::store(target + (Apart ? v * pitch + p : p * C + v * kLanes), y);
+    }
+  }
+}
+
+template <bool Apart>
+void copy_few_rows(int64_t rows, int64_t vectors, const float* source, float* target,
+                   int64_t pitch) {
+  if (rows == 2) copy_few_rows<2, Apart>(vectors, source, target, pitch);
+  if (rows == 3) copy_few_rows<3, Apart>(vectors, source, target, pitch);
+  if (rows == 4) copy_few_rows<4, Apart>(vectors, source, target, pitch);
+  if (rows == 5) copy_few_rows<5, Apart>(vectors, source, target, pitch);
+  if (rows == 6) copy_few_rows<6, Apart>(vectors, source, target, pitch);
+  if (rows == 7) copy_few_rows<7, Apart>(vectors, source, target, pitch);
+  if (rows == 8) copy_few_rows<8, Apart>(vectors, source, target, pitch);
+}
+
+// Where picking beats a transposed block: vectors of 16.
+inline bool is_few(int64_t rows) {
+  return kLanes == 16 && rows >= 2 && rows <= 8;
+}
+
 void copy_transposed(int64_t rows, int64_t columns, const float* source, int64_t source_row,
                      float* target, int64_t target_row) {
+  if (is_few(rows) && target_row == rows && columns >= kLanes) {
+    const int64_t vectors = columns / kLanes, done = vectors * kLanes;
+    copy_few_rows<false>(rows, vectors, source, target, source_row);
+    if (done == columns) return;
+    return transpose_block(rows, columns - done, source + done, source_row, target + done * rows,
+                           target_row);
+  }
+  if (is_few(columns) && source_row == columns && rows >= kLanes) {
+    const int64_t vectors = rows / kLanes, done = vectors * kLanes;
+    copy_few_rows<true>(columns, vectors, source, target, target_row);
+    if (done == rows) return;
+    return transpose_block(rows - done, columns, source + done * columns, source_row, target + done,
+                           target_row);
+  }
   for (int64_t i = 0; i < rows; i += kLanes)
     for (int64_t j = 0; j < columns; j += kLanes)
       transpose_block(min_of(kLanes, rows - i), min_of(kLanes, columns - j),

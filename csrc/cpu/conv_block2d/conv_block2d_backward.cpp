@@ -50,7 +50,8 @@ class BackwardSlot {
     for (int64_t i = 0; i < l_.strip.used_rows; i += step)
       for (int64_t j = 0; j < l_.strip.used_columns; j += step) {
         starts_.push_back(static_cast<int32_t>(i * patch_row() + j * patch_column()));
-        pixels_.push_back(static_cast<int32_t>(j * l_.strip.used_rows + i));
+        pixels_.push_back(static_cast<int32_t>(i / 2 * 2 * l_.strip.used_columns + j / 2 * 4 +
+                                               i % 2 * 2 + j % 2));
       }
     steps_[1] = static_cast<int32_t>(patch_column());
     steps_[2] = static_cast<int32_t>(patch_row());
@@ -234,25 +235,33 @@ class BackwardSlot {
     });
   }
 
-  GradEntry* entries() const { return reinterpret_cast<GradEntry*>(slot_ + l_.entries); }
-  int32_t* counts() const { return reinterpret_cast<int32_t*>(slot_ + l_.counts); }
+  GradLists lists() const {
+    return {s_.out_channels, reinterpret_cast<int32_t*>(slot_ + l_.counts), slot_ + l_.list_grads,
+            reinterpret_cast<int32_t*>(slot_ + l_.list_weights)};
+  }
 
   // Sorts the gradient values by pixel; zeros, of which ReLU makes many, are left out.
   void list_entries(int64_t image) {
-    const int64_t rows = l_.strip.used_rows;
-    const int32_t steps[4] = {0, static_cast<int32_t>(rows), 1, static_cast<int32_t>(rows + 1)};
-    int32_t* counts = this->counts();
-    GradEntry* entries = this->entries();
-    std::memset(counts, 0, sizeof(int32_t) * rows * l_.strip.used_columns);
+    if (l_.is_max && l_.offset_channels) {
+      conv2d_kernels(l_.strip.isa)
+          .copy_block({s_.out_channels, l_.values, slot_ + l_.grads, l_.values, 1,
+                       slot_ + l_.cell_grads, 1, l_.out_pitch});
+      kernels_.list_winners({slot_ + l_.cell_grads, l_.out_pitch, offsets(image, 0), l_.values,
+                             s_.out_channels, static_cast<int32_t>(l_.weight_pitch), lists()});
+      return;
+    }
+    const GradLists lists = this->lists();
+    std::memset(lists.counts, 0, sizeof(int32_t) * l_.strip.used_rows * l_.strip.used_columns);
     for (int64_t o = 0; o < s_.out_channels; ++o) {
       const float* grad = slot_ + l_.grads + o * l_.values;
       const uint8_t* tap = offsets(image, o);
       const auto weights = static_cast<int32_t>(o * l_.weight_pitch);
       for (int64_t i = 0; i < l_.values; ++i) {
-        const int32_t pixel = pixels_[i] + (tap == nullptr ? 0 : steps[tap[i * offset_pitch()]]);
-        const int32_t count = counts[pixel];
-        entries[pixel * s_.out_channels + count] = {grad[i], weights};
-        counts[pixel] = count + (grad[i] != 0.0f);
+        const int32_t pixel = pixels_[i] + (tap == nullptr ? 0 : tap[i]);
+        const int32_t count = lists.counts[pixel];
+        lists.grads[pixel * lists.pitch + count] = grad[i];
+        lists.weights[pixel * lists.pitch + count] = weights;
+        lists.counts[pixel] = count + (grad[i] != 0.0f);
       }
     }
   }
@@ -264,9 +273,7 @@ class BackwardSlot {
     SparseInputTile tile{};
     tile.rows = l_.strip.used_rows;
     tile.columns = l_.strip.used_columns;
-    tile.entries = entries();
-    tile.counts = counts();
-    tile.entry_pitch = s_.out_channels;
+    tile.lists = lists();
     tile.weight_pitch = l_.patch_pitch;
     tile.row_pitch = l_.strip.width * c;
     tile.column_pitch = c;
@@ -287,7 +294,7 @@ class BackwardSlot {
   const float* weights_;
   float* slot_;
   std::vector<int32_t> starts_;  // of each value's patch in the image, at tap 0
-  std::vector<int32_t> pixels_;  // likewise in the lists: numbered column by column
+  std::vector<int32_t> pixels_;  // its number in the lists, at tap 0
   int32_t steps_[4] = {0, 0, 0, 0};
 };
 

@@ -43,8 +43,8 @@ struct BackwardLayout {
   int64_t lane_sums;   // [output channel][tap][lanes]
   int64_t spread;  // gradients of all pixels, [output channel][row][column]; or, in the channels
                    // form, [row][column][out_pitch]
-  int64_t sums, bias_sums, image, patch_image, grads, grad_image, counts, entries, plain_image,
-      conv_strip;
+  int64_t sums, bias_sums, image, patch_image, grads, grad_image, cell_grads, counts, list_grads,
+      list_weights, plain_image, conv_strip;
   int64_t floats;
 };
 

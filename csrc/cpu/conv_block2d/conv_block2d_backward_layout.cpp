@@ -64,8 +64,10 @@ BackwardLayout::BackwardLayout(const ConvBlock2dBackward& call, Isa isa)
                     : (dots && is_max ? take(s.out_channels * pixels) : grads);
   grad_image = take(wants_input ? image_floats : 0);
   const bool lists = wants_input && !channels;
+  cell_grads = take(lists && is_max && offset_channels ? shape.cells() * out_pitch : 0);
   counts = take(lists ? pixels : 0);
-  entries = take(lists ? 2 * pixels * s.out_channels : 0);
+  list_grads = take(lists ? pixels * s.out_channels + lanes : 0);
+  list_weights = take(lists ? pixels * s.out_channels + lanes : 0);
   plain_image = take(recomputes || channels ? strip.image_floats(s) : 0);
   conv_strip = take(recomputes ? strip.strip_floats(s) : 0);
   floats = at;

@@ -104,23 +104,38 @@ struct SparseWeightTile {
   int64_t sum_channel;   // and between their sums
 };
 
-// One gradient value of one pixel of the convolution's output.
-struct GradEntry {
-  float grad;
-  int32_t weights;  // where the weights of its channel start
+// The gradient values of a convolution's output that are not zero, by pixel. Pixels are numbered
+// window by window, a window's in the order of its taps: pixel p holds the first counts[p] values
+// from grads + p * pitch on, and weights says where the weights of their channels start.
+struct GradLists {
+  int64_t pitch;
+  int32_t* counts;
+  float* grads;
+  int32_t* weights;
 };
 
-// Gradient of the input, sparse: pixel (i, j) of the convolution's output holds the first
-// counts[j * rows + i] entries from entries + (j * rows + i) * entry_pitch on.
-//   strip[(i + r) * row_pitch + j * column_pitch + v] += entry.grad *
-//                                                weights[entry.weights + r * weight_pitch + v]
+// Makes the lists of `cells` windows, whose maxima have gradients grad[cell * grad_pitch + o] and
+// came from taps offsets[cell * channels + o]. Writes up to a vector past the last pixel's list.
+struct ListWinners {
+  const float* grad;
+  int64_t grad_pitch;
+  const uint8_t* offsets;
+  int64_t cells;
+  int64_t channels;
+  int32_t weight_channel;  // between the weights of two channels
+  GradLists lists;
+};
+
+// Gradient of the input, sparse: pixel (i, j) of the convolution's output has its values in the
+// lists.
+//   strip[(i + r) * row_pitch + j * column_pitch + v] += grads[e] *
+//                                                   weights[lists.weights[e] + r * weight_pitch +
+//                                                   v]
 // for r < kernel_height and v < vectors * lanes, of which the last vector keeps `tail` lanes.
 struct SparseInputTile {
   int64_t rows;
   int64_t columns;
-  const GradEntry* entries;
-  const int32_t* counts;
-  int64_t entry_pitch;
+  GradLists lists;
   const float* weights;
   int64_t weight_pitch;
   float* strip;
@@ -156,6 +171,7 @@ using SpreadGradFn = void (*)(const SpreadGrad&);
 using SpreadGradChannelsFn = void (*)(const SpreadGradChannels&);
 using SpreadWinnersFn = void (*)(const SpreadWinners&);
 using SparseWeightFn = void (*)(const SparseWeightTile&);
+using ListWinnersFn = void (*)(const ListWinners&);
 using SparseInputFn = void (*)(const SparseInputTile&);
 using DenseInputFn = void (*)(const DenseInputTile&);
 
@@ -174,6 +190,7 @@ struct ConvBlock2dKernels {
   // dense_channels[...] says how many.
   SparseWeightFn dense_weight[kMaxBlockKernelHeight][kMaxBlockVectors];
   int64_t dense_channels[kMaxBlockKernelHeight][kMaxBlockVectors];
+  ListWinnersFn list_winners;
   SparseInputFn sparse_input[kMaxBlockKernelHeight][kMaxBlockVectors];
   DenseInputFn dense_input[kMaxBlockKernelHeight][kMaxBlockVectors];
 };

@@ -12,7 +12,8 @@ namespace {
 using fastconv::cpu::ConvBlock2dKernels;
 using fastconv::cpu::DenseInputFn;
 using fastconv::cpu::DenseInputTile;
-using fastconv::cpu::GradEntry;
+using fastconv::cpu::GradLists;
+using fastconv::cpu::ListWinners;
 using fastconv::cpu::PoolChannels;
 using fastconv::cpu::PoolPixels;
 using fastconv::cpu::ScaleGrad;
@@ -310,18 +311,47 @@ inline void slide_down(int64_t rows, float* strip, int64_t row_pitch, Simd::Mask
   for (int r = 0; r + 1 < Rows; ++r, strip += row_pitch) add_row<Vectors>(strip, acc[r], tail);
 }
 
+// Lists overlap what follows them, so that every store is a whole vector: in the order of the
+// pixels, the next one's list replaces it.
+inline void list_winners(const ListWinners& task) {
+  const GradLists& lists = task.lists;
+  for (int64_t cell = 0; cell < task.cells; ++cell) {
+    const float* grad = task.grad + cell * task.grad_pitch;
+    const uint8_t* offsets = task.offsets + cell * task.channels;
+#pragma GCC unroll 4
+    for (int64_t tap = 0; tap < 4; ++tap) {
+      const int64_t pixel = 4 * cell + tap;
+      int64_t at = pixel * lists.pitch;
+      for (int64_t o = 0; o < task.channels; o += kLanes) {
+        const int64_t lanes = lanes_left(task.channels, o);
+        const auto mask = Simd::mask_first(lanes);
+        const auto g = Simd::load_masked(grad + o, mask);
+        const auto winner = Simd::select_int(
+            Simd::nonzero(g), Simd::load_range(offsets + o, 0, lanes, mask), Simd::set1_int(-1));
+        const auto weights =
+            Simd::mul_int(Simd::add_int(Simd::lane_numbers(), Simd::set1_int(static_cast<int>(o))),
+                          Simd::set1_int(task.weight_channel));
+        at += Simd::store_selected(lists.grads + at, lists.weights + at, g, weights,
+                                   Simd::equal_int(winner, Simd::set1_int(static_cast<int>(tap))));
+      }
+      lists.counts[pixel] = static_cast<int32_t>(at - pixel * lists.pitch);
+    }
+  }
+}
+
 template <int Rows, int Vectors>
 void sparse_input(const SparseInputTile& tile) {
   const auto tail = Simd::mask_first(tile.tail);
+  const GradLists lists = tile.lists;
   for (int64_t j = 0; j < tile.columns; ++j) {
-    const int32_t* counts = tile.counts + j * tile.rows;
-    const GradEntry* column = tile.entries + j * tile.rows * tile.entry_pitch;
+    const int64_t first = j / 2 * 4 + j % 2;  // pixel (0, j)
     slide_down<Rows, Vectors>(
         tile.rows, tile.strip + j * tile.column_pitch, tile.row_pitch, tail,
         [&](int64_t i, Simd::Reg(&acc)[Rows][Vectors]) __attribute__((always_inline)) {
-          const GradEntry* entry = column + i * tile.entry_pitch;
-          for (const GradEntry* end = entry + counts[i]; entry < end; ++entry)
-            add_patch<Rows, Vectors>(acc, entry->grad, tile.weights + entry->weights,
+          const int64_t pixel = first + i / 2 * 2 * tile.columns + i % 2 * 2;
+          const int64_t begin = pixel * lists.pitch;
+          for (int64_t e = begin; e < begin + lists.counts[pixel]; ++e)
+            add_patch<Rows, Vectors>(acc, lists.grads[e], tile.weights + lists.weights[e],
                                      tile.weight_pitch);
         });
   }
@@ -429,6 +459,7 @@ constexpr ConvBlock2dKernels make_kernels() {
   k.spread_grad_channels[3] = &spread_grad_channels<Sigmoid>;
   k.spread_grad_channels[4] = &spread_grad_channels<Tanh>;
   k.spread_winners = &spread_winners;
+  k.list_winners = &list_winners;
   fill_tiles<1>(&k);
   fill_tiles<2>(&k);
   fill_tiles<3>(&k);

@@ -119,6 +119,8 @@ struct Simd {
   static Mask positive_or_nan(Reg x) {
     return _mm256_castps_si256(_mm256_cmp_ps(x, zero(), _CMP_NLE_UQ));
   }
+  // Lanes in which x is not zero, or is NaN.
+  static Mask nonzero(Reg x) { return _mm256_castps_si256(_mm256_cmp_ps(x, zero(), _CMP_NEQ_UQ)); }
   // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
   static Reg max_or_nan(Reg x, Reg y) {
     return _mm256_blendv_ps(_mm256_max_ps(x, y), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
@@ -136,6 +138,7 @@ struct Simd {
   }
   static Ints select_int(Mask m, Ints x, Ints y) { return _mm256_blendv_epi8(y, x, m); }
   static Ints add_int(Ints x, Ints y) { return _mm256_add_epi32(x, y); }
+  static Ints mul_int(Ints x, Ints y) { return _mm256_mullo_epi32(x, y); }
   static Mask equal_int(Ints x, Ints y) { return _mm256_cmpeq_epi32(x, y); }
 
   static Ints lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
@@ -143,6 +146,11 @@ struct Simd {
   // Lane l is lane index[l] of x; indices are in [0, kLanes).
   static Reg permute(Reg x, Ints index) { return _mm256_permutevar8x32_ps(x, index); }
   static Ints permute_int(Ints x, Ints index) { return _mm256_permutevar8x32_epi32(x, index); }
+  // Lane l is element index[l] of the 2 * kLanes floats in (low, high).
+  static Reg pick_of_two(Reg low, Reg high, Ints index) {
+    const Reg odd = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 to the sign
+    return _mm256_blendv_ps(permute(low, index), permute(high, index), odd);
+  }
   // Lane l is element index[l] of the 4 * kLanes floats in `parts`.
   static Reg pick(const Reg parts[4], Ints index) {
     const Reg odd = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 to the sign
@@ -186,6 +194,21 @@ struct Simd {
   }
   static void store_first(int32_t* p, Ints x, int64_t n) {
     _mm256_maskstore_epi32(p, mask_first(n), x);
+  }
+  // The lanes of the mask side by side, from p and q on; returns their number. May write kLanes.
+  static int64_t store_selected(float* p, int32_t* q, Reg x, Ints y, Mask m) {
+    float values[kLanes];
+    int32_t numbers[kLanes];
+    store(values, x);
+    store_first(numbers, y, kLanes);
+    const int lanes = _mm256_movemask_ps(_mm256_castsi256_ps(m));
+    int64_t count = 0;
+    for (int l = 0; l < kLanes; ++l) {
+      p[count] = values[l];
+      q[count] = numbers[l];
+      count += lanes >> l & 1;
+    }
+    return count;
   }
   // Lanes [begin, end) of what store_first wrote; other lanes are zero and touch no memory.
   static Ints load_range(const uint8_t* p, int64_t begin, int64_t end, Mask /*m*/) {

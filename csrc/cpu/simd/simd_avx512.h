@@ -110,6 +110,8 @@ struct Simd {
   }
   // Lanes in which x > 0 or x is NaN.
   static Mask positive_or_nan(Reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NLE_UQ); }
+  // Lanes in which x is not zero, or is NaN.
+  static Mask nonzero(Reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ); }
   // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
   static Reg max_or_nan(Reg x, Reg y) {
     return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
@@ -123,6 +125,7 @@ struct Simd {
   static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Ints select_int(Mask m, Ints x, Ints y) { return _mm512_mask_mov_epi32(y, m, x); }
   static Ints add_int(Ints x, Ints y) { return _mm512_add_epi32(x, y); }
+  static Ints mul_int(Ints x, Ints y) { return _mm512_mullo_epi32(x, y); }
   static Mask equal_int(Ints x, Ints y) { return _mm512_cmpeq_epi32_mask(x, y); }
 
   static Ints lane_numbers() {
@@ -132,6 +135,10 @@ struct Simd {
   // Lane l is lane index[l] of x; indices are in [0, kLanes).
   static Reg permute(Reg x, Ints index) { return _mm512_permutexvar_ps(index, x); }
   static Ints permute_int(Ints x, Ints index) { return _mm512_permutexvar_epi32(index, x); }
+  // Lane l is element index[l] of the 2 * kLanes floats in (low, high).
+  static Reg pick_of_two(Reg low, Reg high, Ints index) {
+    return _mm512_permutex2var_ps(low, index, high);
+  }
   // Lane l is element index[l] of the 4 * kLanes floats in `parts`.
   static Reg pick(const Reg parts[4], Ints index) {
     const Reg low = _mm512_permutex2var_ps(parts[0], index, parts[1]);
@@ -159,6 +166,12 @@ struct Simd {
   }
   static void store_first(int32_t* p, Ints x, int64_t n) {
     _mm512_mask_storeu_epi32(p, mask_first(n), x);
+  }
+  // The lanes of the mask side by side, from p and q on; returns their number. May write kLanes.
+  static int64_t store_selected(float* p, int32_t* q, Reg x, Ints y, Mask m) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m, x));
+    _mm512_storeu_si512(q, _mm512_maskz_compress_epi32(m, y));
+    return __builtin_popcount(m);
   }
   // Lanes [begin, end), which the mask repeats, of what store_first wrote; other lanes are zero and
   // touch no memory.

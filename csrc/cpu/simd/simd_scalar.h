@@ -77,6 +77,8 @@ struct Simd {
   static Mask greater_or_nan(Reg x, Reg y) { return x > y || x != x; }
   // Lanes in which x > 0 or x is NaN.
   static Mask positive_or_nan(Reg x) { return !(x <= 0.0f); }
+  // Lanes in which x is not zero, or is NaN.
+  static Mask nonzero(Reg x) { return x != 0.0f; }
   static Reg max_or_nan(Reg x, Reg y) { return greater_or_nan(x, y) ? x : y; }
   static Reg select(Mask m, Reg x, Reg y) { return m ? x : y; }
   static Reg add_masked(Reg a, Mask m, Reg x) { return m ? a + x : a; }
@@ -85,11 +87,13 @@ struct Simd {
   static Ints load_ints(const int32_t* p) { return *p; }
   static Ints select_int(Mask m, Ints x, Ints y) { return m ? x : y; }
   static Ints add_int(Ints x, Ints y) { return x + y; }
+  static Ints mul_int(Ints x, Ints y) { return x * y; }
   static Mask equal_int(Ints x, Ints y) { return x == y; }
 
   static Ints lane_numbers() { return 0; }
   static Reg permute(Reg x, Ints /*index*/) { return x; }
   static Ints permute_int(Ints x, Ints /*index*/) { return x; }
+  static Reg pick_of_two(Reg low, Reg high, Ints index) { return index == 0 ? low : high; }
   static Reg pick(const Reg parts[4], Ints index) { return parts[index]; }
   static void first_maximum(Reg x, Ints number, float* maximum, int32_t* at) {
     *maximum = x;
@@ -101,6 +105,11 @@ struct Simd {
   }
   static void store_first(int32_t* p, Ints x, int64_t n) {
     if (n > 0) *p = x;
+  }
+  static int64_t store_selected(float* p, int32_t* q, Reg x, Ints y, Mask m) {
+    *p = x;
+    *q = y;
+    return m ? 1 : 0;
   }
   template <typename Offset>
   static Ints load_range(const Offset* p, int64_t begin, int64_t end, Mask /*m*/) {
