@@ -8,9 +8,9 @@ normalisation becomes part of it. Then the graph runs as it is, operator by oper
 autograd, dynamic batch sizes and everything else stay eager PyTorch's; ``options={"inner":
 "inductor"}`` hands it to that compiler instead, which fuses what is left.
 
-Dynamo does not capture ``torch.nn.LSTM`` unless ``torch._dynamo.config.allow_rnn`` is set: without
-it the layer runs on torch, between two captured graphs. ``fastconv.nn.LSTM``, and ``lstm_cell``
-loops, are captured always.
+Dynamo does not capture a function that calls a ``torch.nn.LSTM``, nor what else it calls, unless
+``torch._dynamo.config.allow_rnn`` is set: all of it runs on torch. ``fastconv.nn.LSTM``, and
+``lstm_cell`` loops, are captured always.
 """
 
 from __future__ import annotations

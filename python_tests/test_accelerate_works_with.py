@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import ZOO
 
 import fastconv
 
@@ -286,6 +287,20 @@ def test_torchscript_traces(build: Callable[[], nn.Module]) -> None:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(fast, x, check_trace=False)
     close(traced(x), fast(x))
+
+
+@pytest.mark.parametrize("fold_bn", [False, True])
+def test_torchscript_traces_alike_with_and_without_gradients(fold_bn: bool) -> None:
+    """What tracing checks: that a second trace, which it makes without gradients, is the same."""
+    entry = ZOO["resnet18"]
+    model = entry.small().eval()
+    fast = copy.deepcopy(model)
+    fastconv.accelerate(fast, fold_bn=fold_bn)
+    x = entry.small_task(2, torch.Generator().manual_seed(0)).inputs[0]
+    traced = torch.jit.trace(fast, x)
+    close(traced(x), model(x))
+    with torch.no_grad():
+        close(torch.jit.trace(fast, x)(x), model(x))
 
 
 @pytest.mark.parametrize("build", [small_net, lambda: nn.Conv2d(1, 1, 1), lambda: nn.LSTM(2, 2)])

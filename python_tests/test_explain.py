@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_accelerate import TinyCrnn, small_net
-from torch import nn
+from torch import Tensor, nn
 
 import fastconv
 
@@ -82,6 +82,26 @@ def test_the_model_stays_as_it_is() -> None:
     fastconv.accelerate(model, filter_fn=lambda module, name: name == "4", fuse=False)
     assert [row.name for row in explain(model).rows] == ["4"]
     assert [name for name, m in model.named_modules() if "forward" in m.__dict__] == ["4"]
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.second(self.relu(self.first(x))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_that_works_in_place(training: bool) -> None:
+    """Its input is measured again and again, and may need a gradient."""
+    model = InPlace()
+    rows = explain(model, training=training).rows
+    assert [row.type for row in rows] == ["Conv2d", "Conv2d", "ReLU"]
+    assert rows[2].error == rows[2].torch_error == 0.0
+    assert model.relu.inplace
 
 
 def test_what_torch_computes_is_called_torch() -> None:

@@ -114,6 +114,27 @@ def test_leaky_relu_without_pooling() -> None:
     assert_equal_enough(ours, theirs)
 
 
+@pytest.mark.parametrize("state", ["h", "c"])
+def test_states_of_a_cell(state: str) -> None:
+    """As where an episode ends: the states of some sequences start anew."""
+    cell = nn.LSTMCell(4, 5)
+    fast = copy.deepcopy(cell)
+    fastconv.accelerate(fast)
+
+    def run(cell: nn.Module, x: Tensor) -> Tensor:
+        states = torch.zeros(3, 5), torch.zeros(3, 5)
+        outputs = []
+        for step, row in enumerate(x):
+            states = cell(row, states)
+            outputs.append(states[0] * 1)
+            states[0 if state == "h" else 1][step % 3] = 0.25
+        return torch.cat([*outputs, *states])
+
+    x = torch.randn(5, 3, 4)
+    ours = gradients(lambda x: run(fast, x), list(fast.parameters()), x)
+    assert_equal_enough(ours, gradients(lambda x: run(cell, x), list(cell.parameters()), x))
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["accelerate", "compile"])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)

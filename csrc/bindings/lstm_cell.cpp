@@ -66,14 +66,16 @@ bool is_plain(const CellOperands& operands) {
 }
 
 struct CellResults {
-  Tensor h, c, gates;
+  Tensor h, c, gates, cells;
 };
 
 CellResults forward(const CellOperands& o, bool training) {
   const LstmShape s = shape_of(o);
-  CellResults r{empty(s.batch, s.hidden), empty(s.batch, s.hidden), {}};
-  if (training) r.gates = empty(s.batch, s.gates());
-  float* c = r.c.mutable_data_ptr<float>();
+  CellResults r{empty(s.batch, s.hidden), empty(s.batch, s.hidden), {}, {}};
+  if (training) {
+    r.gates = empty(s.batch, s.gates());
+    r.cells = empty(s.batch, s.hidden);  // not c itself, which callers may overwrite
+  }
   const cpu::LstmForward<float> call{s,
                                      read(o[0]),
                                      read(o[1]),
@@ -85,9 +87,9 @@ CellResults forward(const CellOperands& o, bool training) {
                                      nullptr,
                                      r.h.mutable_data_ptr<float>(),
                                      nullptr,
-                                     c,
+                                     r.c.mutable_data_ptr<float>(),
                                      training ? r.gates.mutable_data_ptr<float>() : nullptr,
-                                     training ? c : nullptr};
+                                     training ? r.cells.mutable_data_ptr<float>() : nullptr};
   const Scratch scratch(cpu::lstm_forward_scratch(call));
   cpu::lstm_forward(call, scratch.data());
   return r;
@@ -95,10 +97,11 @@ CellResults forward(const CellOperands& o, bool training) {
 
 class LstmCellBackward : public torch::autograd::Node {
  public:
-  LstmCellBackward(const CellOperands& operands, const Tensor& gates)
+  LstmCellBackward(const CellOperands& operands, const CellResults& results)
       : shape_(shape_of(operands)),
         weights_(LstmCellWeights::of({operands[3], operands[4], operands[5], operands[6]})),
-        gates_(gates, /*is_output=*/false) {
+        gates_(results.gates, /*is_output=*/false),
+        cells_(results.cells, /*is_output=*/false) {
     torch::autograd::edge_list edges;
     edges.reserve(operands.size());
     for (size_t i = 0; i < operands.size(); ++i) {
@@ -111,23 +114,20 @@ class LstmCellBackward : public torch::autograd::Node {
     set_next_edges(std::move(edges));
   }
 
-  // The second result, which the node needs but must not own.
-  void save_cells(const Tensor& c) { cells_ = SavedVariable(c, /*is_output=*/true); }
-
   std::string name() const override { return "LstmCellBackward"; }
 
   void release_variables() override {
     const std::lock_guard lock(mutex_);
     for (SavedVariable& s : saved_) s.reset_data();
-    cells_.reset_data();
     gates_.reset_data();
+    cells_.reset_data();
   }
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard lock(mutex_);
     CellOperands o;
     for (size_t i = 0; i < o.size(); ++i) o[i] = saved_[i].unpack();
-    const Tensor cells = cells_.unpack(getptr()), gates = gates_.unpack();
+    const Tensor gates = gates_.unpack(), cells = cells_.unpack();
     if (!grads[0].defined() && !grads[1].defined()) return variable_list(o.size());
     if (at::GradMode::is_enabled() || !have_memory(grads)) return composed(o, grads);
     return gradients(o, gates, cells, grads);
@@ -184,7 +184,7 @@ class LstmCellBackward : public torch::autograd::Node {
   LstmShape shape_;
   c10::intrusive_ptr<LstmCellWeights> weights_;
   std::array<SavedVariable, 7> saved_;
-  SavedVariable cells_, gates_;
+  SavedVariable gates_, cells_;
 };
 
 Tensor2 lstm_cell_by_layer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
@@ -212,10 +212,9 @@ Tensor2 lstm_cell(const Tensor& input, const OptionalTensor& hx, const OptionalT
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const CellResults r = forward(o, differentiates);
   if (differentiates) {
-    const auto node = c10::make_intrusive<LstmCellBackward>(o, r.gates);
+    const auto node = c10::make_intrusive<LstmCellBackward>(o, r);
     torch::autograd::set_history(r.h, node);
     torch::autograd::set_history(r.c, node);
-    node->save_cells(r.c);
   }
   return {r.h, r.c};
 }

@@ -150,12 +150,15 @@ class Chain:
 
 def norm_folds(input: Tensor, conv: Any, norm: torch.nn.BatchNorm2d) -> bool:
     """Whether the normalisation behind a convolution can and should be folded into it: in eval
-    mode, where no gradient of their parameters is needed, and where it is cheaper."""
+    mode, where no gradient of their parameters is needed, and where it is cheaper.
+
+    ``torch.jit.trace`` gets the same graph with and without gradients, and compares the two.
+    """
     if norm.training or norm.running_mean is None or norm.running_var is None:
         return False
     if not _folding_pays(input, conv):
         return False
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():
         return True
     return not any(
         parameter is not None and parameter.requires_grad

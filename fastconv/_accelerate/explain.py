@@ -52,7 +52,7 @@ def explain(
 
     Works on copies; the model, accelerated or not, stays as it is, its statistics included. A layer
     is measured on the input that it gets from ``example_input``, both sides in turns, on the
-    threads that torch has.
+    threads that torch has. A ReLU in place that stands alone is measured out of place.
 
     Args:
         model: any module. One that is accelerated is explained as it is, another one as
@@ -119,18 +119,18 @@ _Inputs = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def _captured_inputs(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Inputs:
-    """What every module is called with, the first time; detached, but with ``requires_grad``."""
+    """Copies of what every module is called with, the first time, with its ``requires_grad``."""
     inputs: _Inputs = {}
 
-    def detached(value: Any) -> Any:
+    def copied(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.detach().requires_grad_(value.requires_grad)
+        return value.detach().clone().requires_grad_(value.requires_grad)
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Module, args: Any, kwargs: Any) -> None:
             if name not in inputs:
-                inputs[name] = tree_map(detached, (args, kwargs))
+                inputs[name] = tree_map(copied, (args, kwargs))
 
         return hook
 
@@ -188,7 +188,7 @@ def _measured_row(
     if unit.fused:
         put_in_place(ours, SequentialForward(ours, True))
     else:  # a layer may take more than one argument
-        single = (theirs[0], ours[0])
+        single = (_out_of_place(theirs[0]), _out_of_place(ours[0]))
     calls = [_pass(net, args, kwargs, training) for net in single]
     runtime.forget_last_used()
     calls[1]()
@@ -206,6 +206,15 @@ def _measured_row(
         torch_error=errors[0],
         error=errors[1],
     )
+
+
+def _out_of_place(layer: Module) -> Module:
+    """The layer, or a copy that leaves its input, which is measured again and again, as it is."""
+    if not getattr(layer, "inplace", False):
+        return layer
+    duplicate: Any = copy.deepcopy(layer)
+    duplicate.inplace = False
+    return duplicate
 
 
 def _tensors(value: Any) -> list[Tensor]:

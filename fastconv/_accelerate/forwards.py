@@ -149,6 +149,7 @@ def batch_norm_forward(module: _BatchNorm, input: Tensor) -> Tensor:
         and not module.training
         and module.running_mean is not None
         and (input.requires_grad or (module.affine and module.weight.requires_grad))
+        and not torch.jit.is_tracing()  # which compares graphs with and without gradients
     ):
         return type(module).forward(module, input)
     return normalize(module, input)
@@ -191,7 +192,7 @@ def _equal_windows(module: torch.nn.AdaptiveAvgPool2d, input: Tensor) -> tuple[i
     rows = height if pair[0] is None else pair[0]
     columns = width if pair[1] is None else pair[1]
     if rows == 1 and columns == 1:
-        backward = input.requires_grad and torch.is_grad_enabled()
+        backward = input.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
         if not backward or input.numel() < _LEAST_GLOBAL:
             return None
     if not (0 < rows <= height and 0 < columns <= width) or height % rows or width % columns:
