@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reports the rounding error of Winograd beside that of direct convolution and of torch.
+"""Reports the rounding errors of Winograd beside those of direct convolution and of torch.
 
     python benchmarks/winograd_error.py --json benchmarks/results/winograd-error.json
 
@@ -27,7 +27,8 @@ KERNELS = ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight")
 CHANNELS = (16, 32, 64, 128, 256, 512)
 SIDE = 14
 BATCH = 4
-WHO = {"torch": None, "direct": "panel", "winograd": "winograd"}  # fastconv's algorithm, if any
+# Who computes, by which of fastconv's algorithms, if any.
+WHO = {"torch": None, "direct": "panel", "winograd": "winograd", "4x4": "winograd_4x4"}
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ def main() -> None:
     rows = [row for channels in CHANNELS for who in WHO for row in measure(channels, who)]
     table = {(row.kernel, row.channels, row.who): row for row in rows}
     head = "".join(f"{who:>12} rms {'max':>8}" for who in WHO)
-    print(f"{'kernel':18} {'channels':>8} {head}  winograd / direct")
+    print(f"{'kernel':18} {'channels':>8} {head}  winograd, 4x4 / direct")
     for kernel in KERNELS:
         for channels in CHANNELS:
             line = [table[kernel, channels, who] for who in WHO]
             text = "".join(f"{row.rms_error:16.2e} {row.max_error:8.1e}" for row in line)
-            direct, winograd = line[1:]
-            ratio = winograd.rms_error / direct.rms_error
-            print(f"{kernel:18} {channels:8} {text}  {ratio:.2f}")
+            direct = line[1].rms_error
+            ratios = ", ".join(f"{row.rms_error / direct:.2f}" for row in line[2:])
+            print(f"{kernel:18} {channels:8} {text}  {ratios}")
     if args.json:
         facts = {"info": runtime.info(), "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(facts, indent=1) + "\n")

@@ -195,7 +195,7 @@ CONV2D_CHANNELS = [
     _conv("no-bias", 3, 4, 6, 5, 3, bias=False),
 ]  # fmt: skip
 
-# 3x3 layers with enough channels for the Winograd algorithm, at sizes its 2x2 tiles do not divide.
+# 3x3 layers with enough channels for the Winograd algorithms, at sizes their tiles do not divide.
 CONV2D_WINOGRAD = [
     _conv("winograd-64-to-64", 1, 64, 16, 64, 3, p=1),
     _conv("winograd-odd-image", 2, 48, (13, 15), 80, 3, p=1),
@@ -204,6 +204,7 @@ CONV2D_WINOGRAD = [
     _conv("winograd-groups", 1, 96, 12, 128, 3, p=1, g=2),
     _conv("winograd-odd-channels", 1, 67, 11, 71, 3, p=1, bias=False),
     _conv("winograd-tiny-image", 9, 64, (2, 3), 64, 3, p=1),
+    _conv("winograd-many-tiles", 4, 24, (15, 16), 20, 3, p=1),
 ]
 
 CONV2D_CASES = [

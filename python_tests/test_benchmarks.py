@@ -139,8 +139,10 @@ def test_compare_names_the_networks_it_knows(tmp_path: Path) -> None:
 def test_winograd_is_about_as_exact_as_direct(channels: int) -> None:
     """At most twice torch's error and 2.5 times that of the direct kernels."""
     error = load("winograd_error")
-    torch_rows, direct, winograd = (error.measure(channels, who) for who in error.WHO)
-    for by_torch, plain, row in zip(torch_rows, direct, winograd, strict=True):
-        assert row.rms_error < 2 * by_torch.rms_error
-        assert row.rms_error < 2.5 * plain.rms_error
-        assert row.max_error < 2 * by_torch.max_error
+    torch_rows, direct, *winograd = (error.measure(channels, who) for who in error.WHO)
+    assert len(winograd) == 2
+    for rows in winograd:
+        for by_torch, plain, row in zip(torch_rows, direct, rows, strict=True):
+            assert row.rms_error < 2 * by_torch.rms_error
+            assert row.rms_error < 2.5 * plain.rms_error
+            assert row.max_error < 2 * by_torch.max_error

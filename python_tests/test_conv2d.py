@@ -462,16 +462,22 @@ def test_nan_and_infinity_go_where_torch_sends_them(
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf")])
-def test_nan_and_infinity_under_winograd(special: float, isa: str) -> None:
-    """The one algorithm that adds inputs before it multiplies: a special input also spoils outputs
-    that share a 2x2 output tile with those that depend on it, but no others."""
+@pytest.mark.parametrize(
+    ("algorithm", "tiles"), [("winograd", slice(6, 10)), ("winograd_4x4", slice(4, 12))]
+)
+def test_nan_and_infinity_under_winograd(
+    special: float, algorithm: str, tiles: slice, isa: str
+) -> None:
+    """The algorithms that add inputs before they multiply: a special input also spoils outputs that
+    share an output tile with those that depend on it, but no others."""
     t = make_tensors(CONV2D_WINOGRAD[0], small_integers).map(torch.clone)
     t.input[0, 3, 7, 8] = special
-    ours = F.conv2d(t.input, t.weight, t.bias, **CONV2D_WINOGRAD[0].options)
+    with runtime.force_algorithm("conv2d_forward", algorithm):
+        ours = F.conv2d(t.input, t.weight, t.bias, **CONV2D_WINOGRAD[0].options)
     by_torch = torch.nn.functional.conv2d(t.input, t.weight, t.bias, **CONV2D_WINOGRAD[0].options)
     assert not ours[~by_torch.isfinite()].isfinite().any()
     near = torch.zeros_like(ours, dtype=torch.bool)
-    near[:, :, 6:10, 6:10] = True  # tiles that touch rows 6-8 and columns 7-9
+    near[:, :, tiles, tiles] = True  # those that touch rows 6-8 and columns 7-9
     assert torch.equal(ours[~near], by_torch[~near])
 
 
@@ -567,12 +573,13 @@ def test_every_algorithm_is_tested() -> None:
                 for kernel, algorithms in seen.items():
                     algorithms.add(runtime.last_used_algorithm(kernel))
     vectors = {"channel_vectors"} if len(runtime.available_isas()) > 1 else set()
-    gather = {"panel", "pixel_vectors", "rows", "shifted", "winograd", "depthwise"} | vectors
+    winograd = {"winograd", "winograd_4x4"}
+    gather = {"panel", "pixel_vectors", "rows", "shifted", "depthwise"} | vectors | winograd
     dot = {"dot"} if vectors else set()
     assert seen == {
         "conv2d_forward": gather,
         "conv2d_grad_input": gather,
-        "conv2d_grad_weight": {"panel", "direct", "rows", "winograd", "depthwise"} | dot,
+        "conv2d_grad_weight": {"panel", "direct", "rows", "depthwise"} | dot | winograd,
     }
 
 

@@ -24,6 +24,7 @@ PAIRS = [
 ]
 # Serve any shape; the others refuse most.
 GENERAL = {"panel", "rows"}
+WINOGRAD = ("winograd", "winograd_4x4")
 
 
 def is_winograd(case: Conv2dCase) -> bool:
@@ -58,7 +59,7 @@ def test_parity(kernel: str, algorithm: str, layout: str, isa: str) -> None:
             assert f"algorithm '{algorithm}' forced for {kernel}" in message
     if algorithm in GENERAL:
         assert len(served) == len(CASES)
-    elif algorithm == "winograd":
+    elif algorithm in WINOGRAD:
         # The input gradient of a stride that equals the dilation is one more of them.
         wanted = [case for case in CASES if is_winograd(case)]
         assert served == [case for case in served if case in wanted or kernel.endswith("input")]
@@ -67,7 +68,7 @@ def test_parity(kernel: str, algorithm: str, layout: str, isa: str) -> None:
         assert len(served) >= 5
 
 
-@pytest.mark.parametrize(("kernel", "algorithm"), [(k, a) for k, a in PAIRS if a == "winograd"])
+@pytest.mark.parametrize(("kernel", "algorithm"), [(k, a) for k, a in PAIRS if a in WINOGRAD])
 def test_winograd_is_exact_on_small_integers(kernel: str, algorithm: str, isa: str) -> None:
     """Its factors are halves, quarters and sums of few terms: float32 rounds none of them."""
     for case in CONV2D_WINOGRAD:
@@ -77,14 +78,15 @@ def test_winograd_is_exact_on_small_integers(kernel: str, algorithm: str, isa: s
         assert_all_equal(results, oracle_conv2d(tensors, case.options))
 
 
+@pytest.mark.parametrize("algorithm", WINOGRAD)
 @pytest.mark.parametrize(("channels", "out"), [(520, 161), (161, 520)])
-def test_winograd_in_parts_of_the_channels(channels: int, out: int) -> None:
+def test_winograd_in_parts_of_the_channels(channels: int, out: int, algorithm: str) -> None:
     """So many weights that they are transformed, and their gradients summed, part by part."""
     case = Conv2dCase("parts", 2, channels, (5, 4), out, (3, 3), padding=(1, 1))
     tensors = make_tensors(case)
     with contextlib.ExitStack() as stack:
         for kernel in KERNELS:
-            stack.enter_context(runtime.force_algorithm(kernel, "winograd"))
+            stack.enter_context(runtime.force_algorithm(kernel, algorithm))
         results = run_conv2d(F.conv2d, tensors, case.options)
     by_torch = run_conv2d(torch.nn.functional.conv2d, tensors, case.options)
     assert_all_parity(results, by_torch, oracle_conv2d(tensors, case.options))

@@ -15,7 +15,8 @@ BEST = runtime.available_isas()[-1]
 CHOICES = {
     "lenet-conv1": ((64, 1, 28, 28), 6, 5, {"padding": 2}, "pixel_vectors", None, "dot"),
     "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, "channel_vectors", "shifted", "direct"),
-    "resnet-3x3": ((2, 64, 28, 28), 64, 3, {"padding": 1}, "winograd", "winograd", "winograd"),
+    "resnet-3x3": ((2, 64, 28, 28), 64, 3, {"padding": 1}, *["winograd_4x4"] * 3),
+    "odd-3x3": ((2, 128, 10, 10), 128, 3, {"padding": 1}, *["winograd"] * 3),
     "resnet-1x1": ((2, 64, 28, 28), 256, 1, {}, "panel", None, "panel"),
     "stem": ((1, 3, 64, 64), 64, 7, {"stride": 2, "padding": 3}, "pixel_vectors", None, "rows"),
     "depthwise": ((2, 32, 56, 56), 32, 3, {"padding": 1, "groups": 32}, *["depthwise"] * 3),

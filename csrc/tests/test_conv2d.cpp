@@ -268,9 +268,9 @@ Tensor output_tensor(const Conv2dShape& s, Layout layout) {
   return Tensor(layout, s.batch, s.out_channels, s.out_height, s.out_width);
 }
 
-constexpr const char* kAlgorithms[] = {"panel",  "pixel_vectors", "channel_vectors",
-                                       "rows",   "shifted",       "winograd",
-                                       "direct", "dot",           "depthwise"};
+constexpr const char* kAlgorithms[] = {"panel",   "pixel_vectors", "channel_vectors", "rows",
+                                       "shifted", "winograd",      "winograd_4x4",    "direct",
+                                       "dot",     "depthwise"};
 constexpr KernelId kKernels[] = {KernelId::kConv2dForward, KernelId::kConv2dGradInput,
                                  KernelId::kConv2dGradWeight};
 

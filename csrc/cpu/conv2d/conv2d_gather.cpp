@@ -14,6 +14,7 @@
 #include "cpu/conv2d/conv2d_strip.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/conv2d/conv2d_winograd.h"
+#include "cpu/conv2d/winograd_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
@@ -27,6 +28,11 @@ constexpr int64_t kMaxDepth = 512;
 constexpr int64_t kMaxChannelVectorWeights = 160 * 1024;
 
 constexpr int64_t kMaxStripStep = 4;
+
+bool is_winograd(const GatherPlan& plan) {
+  return plan.algorithm == GatherAlgorithm::kWinograd ||
+         plan.algorithm == GatherAlgorithm::kWinograd4x4;
+}
 
 // The estimates below count cycles per vector of pixels, kernel tap and input channel, on a core
 // that starts two multiply-adds a cycle. The constants were fitted to single-thread timings of the
@@ -151,31 +157,41 @@ double rows_cost(const GatherConv& conv, const Costs& costs) {
   return multiply + copy + unpack;
 }
 
-// Whole tiles of 2 x 2, and the three transforms: those of the input and the output are shared by
-// all output and all input channels; the weights' by all tiles.
-double winograd_cost(const GatherConv& conv, const Costs& costs) {
+// Whole tiles, and the three transforms: those of the input and the output are shared by all output
+// and all input channels; the weights' by all tiles.
+double winograd_cost(const GatherConv& conv, const Costs& costs, const WinogradKernels& form) {
+  const double tile = static_cast<double>(form.tile);
+  const double coefficients = static_cast<double>(form.coefficients);
   const double in = static_cast<double>(conv.in_channels);
   const double out = static_cast<double>(conv.out_channels);
-  const double tile_rows = std::ceil(0.5 * conv.grid_height);
-  const double row_tiles = std::ceil(0.5 * conv.grid_width);
+  const double tile_rows = std::ceil(conv.grid_height / tile);
+  const double row_tiles = std::ceil(conv.grid_width / tile);
   const double tile_waste =
-      4.0 * tile_rows * row_tiles / static_cast<double>(conv.grid_height * conv.grid_width);
+      tile * tile * tile_rows * row_tiles / static_cast<double>(conv.grid_height * conv.grid_width);
   const double channel_waste = costs.lanes * std::ceil(out / costs.lanes) / out;
-  // Cycles per `lanes` Winograd tiles; a transposition moves four vectors of pixels.
-  const double in_cycles = conv.input_strides.channel == 1 ? 35.0 : 60.0;
-  const double out_cycles = conv.output_strides.channel == 1 ? 30.0 : 55.0;
+  // Cycles per `lanes` tiles of 2 x 2; a transposition moves four vectors of pixels.
+  const double scale = coefficients / 16.0;
+  const double in_cycles = scale * (conv.input_strides.channel == 1 ? 35.0 : 60.0);
+  const double out_cycles = scale * (conv.output_strides.channel == 1 ? 30.0 : 55.0);
   // To find the pixels of a tile, of which groups use some channels.
-  const double tile_cycles = conv.groups > 1 ? 300.0 : 100.0;
-  // Per vector of weights; many more when the transformed ones leave the cache.
-  constexpr int64_t kCachedWeights = 256 * 1024;
-  const double weight_cycles =
-      conv.in_channels * conv.out_channels <= kCachedWeights ? 60.0 : 1000.0;
+  const double tile_cycles = scale * (conv.groups > 1 ? 300.0 : 100.0);
+  // Per vector of weights; many more when the transformed ones leave the cache, which they share
+  // with larger blocks of the input where tiles are 4 x 4. So do the products.
+  constexpr int64_t kCachedWeights = 4 * 1024 * 1024;
+  const bool large_tiles = form.tile > 2;
+  const int64_t weights = form.coefficients * conv.in_channels * conv.out_channels;
+  double weight_cycles = 60.0;
+  if (large_tiles && weights > kCachedWeights / 4) weight_cycles = 460.0;
+  if (weights > kCachedWeights) weight_cycles = 1000.0;
+  const double product = large_tiles ? 1.13 + 0.0006 * std::max(0.0, in - 128.0) : 1.08;
   const double tiles = conv.batch * tile_rows * row_tiles;
-  const double multiply = (16.0 * costs.multiply * in * 1.08 + 24.0 * out) * channel_waste;
+  const double multiply =
+      (coefficients * costs.multiply * in * product + scale * 24.0 * out) * channel_waste;
   const double in_vectors = costs.lanes * std::ceil(in / costs.lanes);
   const double transforms =
       in_cycles * in_vectors + out_cycles * out * channel_waste + tile_cycles * costs.lanes;
-  return (multiply + transforms + weight_cycles * in * out / tiles) * tile_waste / (4.0 * 9.0 * in);
+  return (multiply + transforms + scale * weight_cycles * in * out / tiles) * tile_waste /
+         (tile * tile * 9.0 * in);
 }
 
 // The algorithm with the least estimated cost among those that can serve the gather, or the forced
@@ -198,7 +214,12 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   // A copied strip holds all columns between the taps: with a wide stride most would go unused.
   if (conv.step_width > kMaxStripStep || conv.step_height > kMaxStripStep) return;
   consider(GatherAlgorithm::kPixelVectors, pixel_vector_cost(conv, costs));
-  if (winograd_applies(conv)) consider(GatherAlgorithm::kWinograd, winograd_cost(conv, costs));
+  if (winograd_applies(conv)) {
+    consider(GatherAlgorithm::kWinograd,
+             winograd_cost(conv, costs, winograd_kernels(plan->isa, 2)));
+    consider(GatherAlgorithm::kWinograd4x4,
+             winograd_cost(conv, costs, winograd_kernels(plan->isa, 4)));
+  }
   if (conv.weights() / conv.groups > kMaxChannelVectorWeights) return;
   const ChannelFamily* families =
       conv.out_channels > lanes ? kernels.channel_wide : kernels.channel_narrow;
@@ -299,6 +320,8 @@ const char* gather_algorithm_name(GatherAlgorithm algorithm) {
       return "shifted";
     case GatherAlgorithm::kWinograd:
       return "winograd";
+    case GatherAlgorithm::kWinograd4x4:
+      return "winograd_4x4";
     case GatherAlgorithm::kPanel:
       break;
   }
@@ -323,7 +346,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
     plan_rows(conv, threads, &plan);
   } else if (plan.algorithm == GatherAlgorithm::kShifted) {
     plan_shifted(conv, threads, &plan);
-  } else if (plan.algorithm == GatherAlgorithm::kWinograd) {
+  } else if (is_winograd(plan)) {
     plan_winograd(conv, threads, &plan);
   } else {
     plan_strip(conv, threads, &plan);
@@ -334,7 +357,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
 int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
   if (plan.algorithm == GatherAlgorithm::kRows) return rows_scratch_floats(plan, conv);
   if (plan.algorithm == GatherAlgorithm::kShifted) return shifted_scratch_floats(plan, conv);
-  if (plan.algorithm == GatherAlgorithm::kWinograd) return winograd_scratch_floats(plan, conv);
+  if (is_winograd(plan)) return winograd_scratch_floats(plan, conv);
   const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kPanel
                                   ? panel_slot_floats(plan, conv)
                                   : strip_slot_floats(plan, conv);
@@ -350,7 +373,7 @@ void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch) 
     run_shifted(plan, conv, scratch);
     return;
   }
-  if (plan.algorithm == GatherAlgorithm::kWinograd) {
+  if (is_winograd(plan)) {
     run_winograd(plan, conv, scratch);
     return;
   }

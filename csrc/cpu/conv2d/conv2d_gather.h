@@ -8,7 +8,7 @@
 // Forward: one such gather. Input gradient: one per phase of the stride, without zero insertion,
 // because all inputs of a phase see the same subset of taps. Elements outside the input are zero.
 //
-// Six algorithms run it (choose_algorithm says when):
+// Seven algorithms run it (choose_algorithm says when):
 //   panel            pixels of the whole batch are numbered flat and cut into tiles, so small maps
 //                    waste no lanes; per block of tiles the input is packed into a panel
 //                    [channels * taps, pixels] that stays in L2, for all output channels
@@ -21,6 +21,7 @@
 //   shifted          one product for all taps and output channels, then shifted sums of its planes:
 //                    for few output channels and for inputs smaller than the grid
 //   winograd         3 x 3 kernels without stride or dilation: 2.25 times fewer multiplications
+//   winograd_4x4     the same on tiles of 4 x 4 outputs: 3.1 times fewer
 // The full im2col matrix never exists.
 #pragma once
 
@@ -69,7 +70,15 @@ struct GatherConv {
   int64_t weights() const { return groups * out_channels * in_channels * taps(); }
 };
 
-enum class GatherAlgorithm { kPanel, kPixelVectors, kChannelVectors, kRows, kShifted, kWinograd };
+enum class GatherAlgorithm {
+  kPanel,
+  kPixelVectors,
+  kChannelVectors,
+  kRows,
+  kShifted,
+  kWinograd,
+  kWinograd4x4
+};
 
 const char* gather_algorithm_name(GatherAlgorithm algorithm);
 

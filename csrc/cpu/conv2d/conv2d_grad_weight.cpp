@@ -11,7 +11,16 @@
 namespace fastconv::cpu {
 namespace {
 
-enum class WeightAlgorithm { kPanel, kDirect, kDot, kRows, kWinograd, kDepthwise, kImpossible };
+enum class WeightAlgorithm {
+  kPanel,
+  kDirect,
+  kDot,
+  kRows,
+  kWinograd,
+  kWinograd4x4,
+  kDepthwise,
+  kImpossible
+};
 
 const char* algorithm_name(WeightAlgorithm algorithm) {
   switch (algorithm) {
@@ -25,6 +34,8 @@ const char* algorithm_name(WeightAlgorithm algorithm) {
       return "rows";
     case WeightAlgorithm::kWinograd:
       return "winograd";
+    case WeightAlgorithm::kWinograd4x4:
+      return "winograd_4x4";
     case WeightAlgorithm::kDepthwise:
       return "depthwise";
     case WeightAlgorithm::kImpossible:
@@ -43,6 +54,7 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
     case WeightAlgorithm::kDot:
       return weight_dot_applies(call);
     case WeightAlgorithm::kWinograd:
+    case WeightAlgorithm::kWinograd4x4:
       return weight_winograd_applies(call.shape);
     case WeightAlgorithm::kDepthwise:
       return depthwise_applies(call);
@@ -50,6 +62,10 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
       break;
   }
   return false;
+}
+
+int64_t winograd_tiles(const Conv2dShape& s, int64_t tile) {
+  return s.batch * ceil_div(s.out_height, tile) * ceil_div(s.out_width, tile);
 }
 
 // Winograd wins where there are enough tiles to pay for the transformation of the sums, which are
@@ -62,9 +78,20 @@ bool weight_winograd_pays(const Conv2dShape& s) {
   const int64_t in = s.group_in_channels();
   const int64_t out = s.group_out_channels();
   if (!weight_winograd_applies(s) || in < few_channels || out < few_channels) return false;
-  const int64_t tiles =
-      s.batch * ceil_div(s.out_height, int64_t{2}) * ceil_div(s.out_width, int64_t{2});
-  return tiles >= (in * out <= kCachedSums ? kFewTiles : kManyTiles);
+  return winograd_tiles(s, 2) >= (in * out <= kCachedSums ? kFewTiles : kManyTiles);
+}
+
+// Of the two forms 4 x 4 has the fewer products unless the border wastes too much of its tiles, and
+// nearly three times as many sums, which have to stay in the cache. The factor is the least gain in
+// products that showed as a gain in time.
+bool weight_tiles_of_4_pay(const Conv2dShape& s) {
+  constexpr int64_t kFewTiles = 64;
+  constexpr int64_t kCachedSums = 16 * 1024;
+  constexpr double kGain = 1.15;
+  const int64_t tiles = winograd_tiles(s, 4);
+  const double products = 46.0 * static_cast<double>(tiles);
+  return tiles >= kFewTiles && s.group_in_channels() * s.group_out_channels() <= kCachedSums &&
+         kGain * products < 16.0 * static_cast<double>(winograd_tiles(s, 2));
 }
 
 // Estimates per output row. Vectors along the pixels lose lanes to the width of the map; vectors
@@ -100,7 +127,8 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   // Too few to be the rows of a tile, unless those of a whole kernel row are taken together.
   const int64_t neighbours = s.dilation_width > 1 ? 1 : s.kernel_width;
   const bool few_channels = s.group_in_channels() * neighbours < kFewChannels;
-  if (weight_winograd_pays(s)) return WeightAlgorithm::kWinograd;
+  if (weight_winograd_pays(s))
+    return weight_tiles_of_4_pay(s) ? WeightAlgorithm::kWinograd4x4 : WeightAlgorithm::kWinograd;
   // Rows reads single pixels of a strided image, which compete for the same lines of the caches
   // when they have many channels.
   const bool skips_pixels = s.taps() == 1 && s.stride_height * s.stride_width > 1;
@@ -122,7 +150,8 @@ WeightAlgorithm chosen_or_forced(const Conv2dPlan& plan, const Conv2dGradWeight&
   if (plan.forced == nullptr) return choose_algorithm(call, plan.isa);
   for (WeightAlgorithm algorithm :
        {WeightAlgorithm::kPanel, WeightAlgorithm::kDirect, WeightAlgorithm::kDot,
-        WeightAlgorithm::kRows, WeightAlgorithm::kWinograd, WeightAlgorithm::kDepthwise})
+        WeightAlgorithm::kRows, WeightAlgorithm::kWinograd, WeightAlgorithm::kWinograd4x4,
+        WeightAlgorithm::kDepthwise})
     if (!is_other(plan.forced, algorithm_name(algorithm)) && algorithm_applies(algorithm, call))
       return algorithm;
   return WeightAlgorithm::kImpossible;
@@ -152,7 +181,11 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
       break;
     case WeightAlgorithm::kWinograd:
       plan.takes_channels_last = true;
-      plan.scratch_floats = weight_winograd_scratch_floats(call, plan.isa, plan.threads);
+      plan.scratch_floats = weight_winograd_scratch_floats(call, 2, plan.isa, plan.threads);
+      break;
+    case WeightAlgorithm::kWinograd4x4:
+      plan.takes_channels_last = true;
+      plan.scratch_floats = weight_winograd_scratch_floats(call, 4, plan.isa, plan.threads);
       break;
     case WeightAlgorithm::kDepthwise:
       plan.scratch_floats = depthwise_scratch_floats(call, plan.threads);
@@ -177,7 +210,9 @@ void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, fl
     case WeightAlgorithm::kRows:
       return grad_weight_rows(plan, call, scratch);
     case WeightAlgorithm::kWinograd:
-      return grad_weight_winograd(plan, call, scratch);
+      return grad_weight_winograd(plan, call, 2, scratch);
+    case WeightAlgorithm::kWinograd4x4:
+      return grad_weight_winograd(plan, call, 4, scratch);
     case WeightAlgorithm::kDepthwise:
       return depthwise_grad_weight(plan, call, scratch);
     case WeightAlgorithm::kImpossible:

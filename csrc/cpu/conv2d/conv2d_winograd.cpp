@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT
-// Winograd F(2x2, 3x3): 16 multiplications per input channel where the direct form takes 36. The
-// error is about twice that of direct sums, within the parity rule; F(4x4, 3x3) would not be.
+// Winograd F(2x2, 3x3) and F(4x4, 3x3): 16 and 46 multiplications per tile and input channel where
+// the direct form takes 36 and 144 (winograd_ukernels.h). The error of both is about twice that of
+// direct sums, within the parity rule. F(4x4, 3x3) with real points, of 36 multiplications, is
+// outside it, three to fourteen times, and not exact on integers; so is F(2x4, 3x3).
 //
 // Pixels are rows of channels, in place in channels_last and transposed block by block otherwise:
-// the transforms run along the channels and lose no lanes to narrow maps, and the sixteen products
-// are matrix products of row-major operands:
+// the transforms run along the channels and lose no lanes to narrow maps, and the products are
+// matrix products of row-major operands, one per coefficient:
 //
 //   v[coefficient][tile][channel]  x  u[block][coefficient][channel][column]  =
 //   m[coefficient][tile]
 //
-// Per block of 2 x 2 output tiles v is made; per block of output channels sixteen products follow,
-// and m is transformed back at once. Where the transformed weights of all output channels would
+// Per block of output tiles v is made; per block of output channels the products follow, and m is
+// transformed back at once. Where the transformed weights of all output channels would
 // leave the cache, a part of these is taken at a time: making v again costs less than reading u
 // from memory once per block of tiles.
 #include "cpu/conv2d/conv2d_winograd.h"
@@ -44,15 +46,23 @@ const GemmPlaceFamily& tile_family(const GatherPlan& plan, int64_t channels) {
   const GemmKernels& kernels = gemm_kernels(plan.isa);
   return channels > kernels.lanes ? kernels.place_wide : kernels.place_narrow;
 }
-int64_t tile_rows(const GatherConv& conv) {
-  return ceil_div(conv.grid_height, 2);
+const WinogradKernels& winograd_of(const GatherPlan& plan) {
+  return winograd_kernels(plan.isa, plan.algorithm == GatherAlgorithm::kWinograd4x4 ? 4 : 2);
 }
-int64_t row_tiles(const GatherConv& conv) {
-  return ceil_div(conv.grid_width, 2);
+int64_t tile_rows(const GatherPlan& plan, const GatherConv& conv) {
+  return ceil_div(conv.grid_height, winograd_of(plan).tile);
+}
+int64_t row_tiles(const GatherPlan& plan, const GatherConv& conv) {
+  return ceil_div(conv.grid_width, winograd_of(plan).tile);
+}
+// Rows of the transformed weights per coefficient. One more than a power of two may be, as in v and
+// m: the streams that a transform writes must not compete for the same sets of the caches.
+int64_t weight_rows(const GatherConv& conv) {
+  return conv.in_channels + 1;
 }
 // Winograd tiles of one block; plan.strip_rows counts rows of tiles here.
 int64_t block_tiles(const GatherPlan& plan, const GatherConv& conv) {
-  return plan.block_images * plan.strip_rows * row_tiles(conv);
+  return plan.block_images * plan.strip_rows * row_tiles(plan, conv);
 }
 
 PixelSource group_input(const GatherConv& conv, int64_t group, int64_t image) {
@@ -76,18 +86,19 @@ struct ChannelPart {
 struct ScratchLayout {
   ScratchLayout(const GatherPlan& plan, const GatherConv& conv) {
     const int64_t tiles = block_tiles(plan, conv);
+    const WinogradKernels& form = winograd_of(plan);
     channel_pitch = round_up(conv.in_channels, lanes_of(plan));
-    // One more row than a power of two may be: the sixteen streams that the input transform writes
-    // must not compete for the same L1 sets.
     coefficient_pitch = (tiles + 1) * channel_pitch;
     out_pitch = round_up(std::min(plan.block_rows, conv.out_channels), lanes_of(plan));
-    weights = round_up(conv.groups * kWinogradCoefficients * conv.in_channels * out_pitch, 16);
+    weights = round_up(conv.groups * form.coefficients * weight_rows(conv) * out_pitch, 16);
     taps = 9 * conv.in_channels * block_width(plan);
     zeros = channel_pitch;
-    v = kWinogradCoefficients * coefficient_pitch;
-    m = kWinogradCoefficients * (tiles + 1) * block_width(plan);
-    copy = pixel_rows_floats(group_input(conv, 0, 0), plan.block_images, 2 * plan.strip_rows + 2);
-    output = conv.output_strides.channel == 1 ? 0 : 4 * tiles * block_width(plan);
+    v = form.coefficients * coefficient_pitch;
+    m = form.coefficients * (tiles + 1) * block_width(plan);
+    copy = pixel_rows_floats(group_input(conv, 0, 0), plan.block_images,
+                             form.tile * plan.strip_rows + 2);
+    output =
+        conv.output_strides.channel == 1 ? 0 : form.tile * form.tile * tiles * block_width(plan);
   }
   int64_t slot() const { return round_up(std::max(taps, zeros + v + m + copy + output), 16); }
 
@@ -110,6 +121,7 @@ void transform_weights(const GatherPlan& plan, const GatherConv& conv, const Cha
   const int64_t blocks = ceil_div(part.last - part.first, width);
   const int64_t pieces = conv.groups * blocks;
   const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
+  const WinogradKernels& form = winograd_of(plan);
   const int64_t tasks = std::min(plan.slots, pieces);
   parallel_for(tasks, [&](int64_t task) {
     float* taps = slots + task * layout.slot();
@@ -132,11 +144,10 @@ void transform_weights(const GatherPlan& plan, const GatherConv& conv, const Cha
           kernels.copy_block({columns, 9, source + c * conv.weight_in, conv.weight_out, 1,
                               taps + c * 9 * pitch, 1, pitch});
       }
-      float* u = weights + kWinogradCoefficients * conv.in_channels *
+      float* u = weights + form.coefficients * weight_rows(conv) *
                                (group * layout.out_pitch + o - part.first);
-      winograd_kernels(plan.isa).transform_weights({taps, conv.in_channels, pitch,
-                                                    conv.tap_rows[0] > conv.tap_rows[1], u,
-                                                    conv.in_channels * pitch});
+      form.transform_weights({taps, conv.in_channels, pitch, conv.tap_rows[0] > conv.tap_rows[1], u,
+                              weight_rows(conv) * pitch});
     }
   });
 }
@@ -150,7 +161,7 @@ class TileRows {
         conv_(conv),
         part_(part),
         layout_(plan, conv),
-        kernels_(winograd_kernels(plan.isa)),
+        form_(winograd_of(plan)),
         weights_(weights),
         zeros_(scratch),
         v_(zeros_ + layout_.zeros),
@@ -165,13 +176,13 @@ class TileRows {
     images_ = images;
     first_row_ = first_row;
     rows_ = rows;
-    tiles_ = images * rows * row_tiles(conv_);
+    tiles_ = images * rows * row_tiles(plan_, conv_);
     transform_input(group, image);
     const int64_t width = block_width(plan_);
     for (int64_t o = part_.first; o < part_.last; o += width) {
       const int64_t channels = std::min(width, part_.last - o);
       const int64_t pitch = round_up(channels, lanes_of(plan_));
-      multiply(weights_ + kWinogradCoefficients * conv_.in_channels *
+      multiply(weights_ + form_.coefficients * weight_rows(conv_) *
                               (group * layout_.out_pitch + o - part_.first),
                channels, pitch);
       transform_output(image, group * conv_.out_channels + o, channels, pitch);
@@ -182,25 +193,26 @@ class TileRows {
   void transform_input(int64_t group, int64_t image) {
     const int64_t top = std::min(conv_.tap_rows[0], conv_.tap_rows[2]);
     const int64_t left = std::min(conv_.tap_columns[0], conv_.tap_columns[2]);
-    const int64_t first = 2 * first_row_ + top;
+    const int64_t first = form_.tile * first_row_ + top;
+    const int64_t patch = form_.patch();
     const PixelRows input = pixel_rows(conv2d_kernels(plan_.isa), group_input(conv_, group, image),
-                                       images_, first, first + 2 * rows_ + 2, copy_);
+                                       images_, first, first + form_.tile * rows_ + 2, copy_);
     WinogradInput call{};
     call.channels = conv_.in_channels;
     call.coefficient_pitch = layout_.coefficient_pitch;
     for_each_tile(block(), [&](int64_t index, int64_t n, int64_t i, int64_t j) {
-      for (int64_t r = 0; r < 4; ++r) {
+      for (int64_t r = 0; r < patch; ++r) {
         const int64_t row = i + top + r;
         const bool row_inside = row >= 0 && row < conv_.in_height;
         const float* line = input.origin + n * input.image_pitch + row * input.row_pitch;
-        for (int64_t q = 0; q < 4; ++q) {
+        for (int64_t q = 0; q < patch; ++q) {
           const int64_t column = j + left + q;
           const bool inside = row_inside && column >= 0 && column < conv_.in_width;
-          call.pixels[4 * r + q] = inside ? line + column * input.pixel_pitch : zeros_;
+          call.pixels[patch * r + q] = inside ? line + column * input.pixel_pitch : zeros_;
         }
       }
       call.v = v_ + index * layout_.channel_pitch;
-      kernels_.transform_input(call);
+      form_.transform_input(call);
     });
   }
 
@@ -212,14 +224,14 @@ class TileRows {
     float* results[kMaxTileRows];
     const int64_t steps = ceil_div(tiles_, family.max_rows);
     const int64_t height = ceil_div(tiles_, steps);
-    for (int64_t k = 0; k < kWinogradCoefficients; ++k)
+    for (int64_t k = 0; k < form_.coefficients; ++k)
       for (int64_t t = 0; t < tiles_; t += height) {
         const int64_t count = std::min(height, tiles_ - t);
         for (int64_t l = 0; l < count; ++l) {
           rows[l] = v_ + k * layout_.coefficient_pitch + (t + l) * layout_.channel_pitch;
           results[l] = m_ + (k * (tiles_ + 1) + t + l) * pitch;
         }
-        family.rows[count - 1]({1, conv_.in_channels, rows, u + k * conv_.in_channels * pitch,
+        family.rows[count - 1]({1, conv_.in_channels, rows, u + k * weight_rows(conv_) * pitch,
                                 &no_offset, results, 0, pitch, nullptr, false});
       }
   }
@@ -228,38 +240,41 @@ class TileRows {
     const Strides4& out = conv_.output_strides;
     const bool in_place = out.channel == 1;
     float* results = in_place ? conv_.output + image * out.batch + channel : output_;
-    const int64_t grid_rows = std::min(2 * rows_, conv_.grid_height - 2 * first_row_);
+    const int64_t tile = form_.tile;
+    const int64_t grid_rows = std::min(tile * rows_, conv_.grid_height - tile * first_row_);
     const int64_t pixel_pitch = in_place ? out.column : channels;
     const int64_t row_pitch = in_place ? out.row : conv_.grid_width * channels;
     const int64_t image_pitch = in_place ? out.batch : grid_rows * row_pitch;
-    const int64_t skipped_rows = in_place ? 0 : 2 * first_row_;
+    const int64_t skipped_rows = in_place ? 0 : tile * first_row_;
     WinogradOutput call{};
     call.coefficient_pitch = (tiles_ + 1) * pitch;
     call.channels = channels;
     call.bias = conv_.bias == nullptr ? nullptr : conv_.bias + channel;
     for_each_tile(block(), [&](int64_t index, int64_t n, int64_t i, int64_t j) {
       call.m = m_ + index * pitch;
-      for (int64_t y = 0; y < 2; ++y)
-        for (int64_t x = 0; x < 2; ++x) {
+      for (int64_t y = 0; y < tile; ++y)
+        for (int64_t x = 0; x < tile; ++x) {
           const bool inside = i + y < conv_.grid_height && j + x < conv_.grid_width;
-          call.targets[2 * y + x] = inside ? results + n * image_pitch +
-                                                 (i + y - skipped_rows) * row_pitch +
-                                                 (j + x) * pixel_pitch
-                                           : nullptr;
+          call.targets[tile * y + x] = inside ? results + n * image_pitch +
+                                                    (i + y - skipped_rows) * row_pitch +
+                                                    (j + x) * pixel_pitch
+                                              : nullptr;
         }
-      kernels_.transform_output(call);
+      form_.transform_output(call);
     });
     if (in_place) return;
     for (int64_t n = 0; n < images_; ++n)
       store_pixel_rows(conv2d_kernels(plan_.isa),
                        {channels, conv_.grid_width, output_ + n * image_pitch, 1, channels,
                         conv_.output + (image + n) * out.batch + channel * out.channel +
-                            2 * first_row_ * out.row,
+                            tile * first_row_ * out.row,
                         out.channel, out.column},
                        grid_rows, out.row);
   }
 
-  TileBlock block() const { return {images_, first_row_, rows_, row_tiles(conv_)}; }
+  TileBlock block() const {
+    return {images_, first_row_, rows_, row_tiles(plan_, conv_), form_.tile};
+  }
 
   static constexpr int64_t kMaxTileRows = 32;
 
@@ -267,7 +282,7 @@ class TileRows {
   const GatherConv& conv_;
   const ChannelPart part_;
   const ScratchLayout layout_;
-  const WinogradKernels& kernels_;
+  const WinogradKernels& form_;
   const float* weights_;
   float* zeros_;
   float* v_;
@@ -295,27 +310,28 @@ bool winograd_applies(const GatherConv& conv) {
 }
 
 void plan_winograd(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
-  const int64_t plane = tile_rows(conv) * row_tiles(conv);
+  const int64_t coefficients = winograd_of(*plan).coefficients;
+  const int64_t plane = tile_rows(*plan, conv) * row_tiles(*plan, conv);
   const int64_t gemm_rows = gemm_kernels(plan->isa).place_wide.max_rows;
-  int64_t tiles = std::clamp(kTransformedFloats / (kWinogradCoefficients * conv.in_channels),
-                             2 * gemm_rows, kMaxBlockTiles);
+  int64_t tiles = std::clamp(kTransformedFloats / (coefficients * conv.in_channels), 2 * gemm_rows,
+                             kMaxBlockTiles);
   // Enough blocks for every thread.
   const int64_t shares = conv.groups >= threads ? 1 : threads;
   tiles = std::min(tiles, ceil_div(conv.batch * plane, shares));
   plan->block_images = std::max<int64_t>(1, tiles / plane);
-  plan->strip_rows = tile_rows(conv);
+  plan->strip_rows = tile_rows(*plan, conv);
   int64_t blocks = ceil_div(conv.batch, plan->block_images);
   // Threads take the same number of blocks, or nearly so.
   plan->block_images = ceil_div(conv.batch, round_up(blocks, std::min(shares, conv.batch)));
   blocks = ceil_div(conv.batch, plan->block_images);
   if (tiles < plane) {
-    const int64_t rows = std::max<int64_t>(1, tiles / row_tiles(conv));
-    plan->strip_rows = ceil_div(tile_rows(conv), ceil_div(tile_rows(conv), rows));
-    blocks = conv.batch * ceil_div(tile_rows(conv), plan->strip_rows);
+    const int64_t rows = std::max<int64_t>(1, tiles / row_tiles(*plan, conv));
+    plan->strip_rows = ceil_div(tile_rows(*plan, conv), ceil_div(tile_rows(*plan, conv), rows));
+    blocks = conv.batch * ceil_div(tile_rows(*plan, conv), plan->strip_rows);
   }
   plan->slots = std::min(threads, conv.groups * blocks);
   const int64_t width = block_width(*plan);
-  const int64_t most = kWeightFloats / (kWinogradCoefficients * conv.in_channels * conv.groups);
+  const int64_t most = kWeightFloats / (coefficients * conv.in_channels * conv.groups);
   const int64_t parts = ceil_div(conv.out_channels, std::max(4 * width, most));
   plan->block_rows = round_up(ceil_div(conv.out_channels, parts), width);
 }
@@ -328,7 +344,7 @@ int64_t winograd_scratch_floats(const GatherPlan& plan, const GatherConv& conv) 
 void run_winograd(const GatherPlan& plan, const GatherConv& conv, float* scratch) {
   const ScratchLayout layout(plan, conv);
   float* slots = scratch + layout.weights;
-  const int64_t strips = ceil_div(tile_rows(conv), plan.strip_rows);
+  const int64_t strips = ceil_div(tile_rows(plan, conv), plan.strip_rows);
   const int64_t image_blocks = ceil_div(conv.batch, plan.block_images);
   const int64_t units = conv.groups * image_blocks * strips;
   for (int64_t first = 0; first < conv.out_channels; first += plan.block_rows) {
@@ -340,7 +356,7 @@ void run_winograd(const GatherPlan& plan, const GatherConv& conv, float* scratch
         const int64_t first_row = u % strips * plan.strip_rows;
         const int64_t image = u / strips % image_blocks * plan.block_images;
         work.run(u / strips / image_blocks, image, std::min(plan.block_images, conv.batch - image),
-                 first_row, std::min(plan.strip_rows, tile_rows(conv) - first_row));
+                 first_row, std::min(plan.strip_rows, tile_rows(plan, conv) - first_row));
       }
     });
   }

@@ -7,8 +7,6 @@
 
 namespace fastconv::cpu {
 
-const WinogradKernels kWinogradKernelsAvx512 = {&transform_input, &transform_weights,
-                                                &transform_output, &transform_grad_output,
-                                                &transform_weight_sums};
+const WinogradTable kWinogradTableAvx512 = {winograd_form<Tile2>(), winograd_form<Tile4>()};
 
 }  // namespace fastconv::cpu

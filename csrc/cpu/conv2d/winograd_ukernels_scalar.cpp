@@ -7,8 +7,6 @@
 
 namespace fastconv::cpu {
 
-const WinogradKernels kWinogradKernelsScalar = {&transform_input, &transform_weights,
-                                                &transform_output, &transform_grad_output,
-                                                &transform_weight_sums};
+const WinogradTable kWinogradTableScalar = {winograd_form<Tile2>(), winograd_form<Tile4>()};
 
 }  // namespace fastconv::cpu
