@@ -536,6 +536,15 @@ def test_a_deleted_model_is_freed_at_once(build: Callable[[], nn.Module]) -> Non
         gc.enable()
 
 
+def test_the_forward_of_a_deleted_layer_says_so() -> None:
+    layer = nn.Conv2d(1, 1, 1)
+    fastconv.accelerate(layer)
+    forward = layer.forward
+    del layer
+    with pytest.raises(ReferenceError, match="the layer whose forward this is was deleted"):
+        forward(torch.ones(1, 1, 1, 1))
+
+
 def test_state_dict_strict_both_ways() -> None:
     _, fast, x = case(small_net)
     other = small_net()

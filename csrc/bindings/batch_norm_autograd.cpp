@@ -5,12 +5,12 @@
 // torch's operators and lets those do it.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include "bindings/batch_norm_args.h"
+#include "bindings/composed_gradients.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -105,15 +105,11 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
           grads[0], input, mean, invstd, weight, bias, training, options.relu, mask);
       return result;
     }
-    const Tensor* const variables[3] = {&input, &weight, &bias};
-    variable_list wanted;
-    for (size_t i = 0; i < 3; ++i)
-      if (mask[i]) wanted.push_back(*variables[i]);
-    const Tensor output = composed(input, mean, invstd, weight, bias, training, options);
-    const variable_list dense = torch::autograd::grad({output}, wanted, {grads[0]},
-                                                      /*retain_graph=*/true, /*create_graph=*/true);
-    for (size_t i = 0, next = 0; i < 3; ++i)
-      if (mask[i]) result[i] = dense[next++];
+    const Tensors found =
+        composed_gradients({input, weight, bias}, mask, {grads[0]}, [&](const Tensors& t) {
+          return Tensors{composed(t[0], mean, invstd, t[1], t[2], training, options)};
+        });
+    std::copy(found.begin(), found.end(), result.begin());
     return result;
   }
 };

@@ -5,11 +5,11 @@
 // (create_graph) composes the block again and lets its operators do it.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
+#include "bindings/composed_gradients.h"
 #include "bindings/conv_block2d_args.h"
 #include "bindings/ops.h"
 
@@ -21,25 +21,6 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kOne[] = {1, 1};
 constexpr int64_t kTwo[] = {2, 2};
-
-// The gradients by way of the composed operators, differentiable again.
-variable_list composed_backward(const Tensor& grad_output, const variable_list& leaves,
-                                std::array<bool, 3> wanted, const ConvBlock2dOptions& options) {
-  // A tensor whose gradient is asked for takes part as it is, with its history.
-  const Tensor output = composed_block2d(leaves[0], leaves[1], if_defined(leaves[2]), options,
-                                         /*on_torch=*/false);
-  variable_list asked;
-  for (size_t i = 0; i < 3; ++i)
-    if (wanted[i]) asked.push_back(leaves[i]);
-  const variable_list dense =
-      torch::autograd::grad({output}, asked, {grad_output}, /*retain_graph=*/true,
-                            /*create_graph=*/true);
-  variable_list grads(3);
-  size_t next = 0;
-  for (size_t i = 0; i < 3; ++i)
-    if (wanted[i]) grads[i] = dense[next++];
-  return grads;
-}
 
 // Output and winning taps.
 Tensor2 training_pass(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
@@ -93,7 +74,9 @@ class ConvBlock2dBackward : public torch::autograd::Node {
     const ConvBlock2dOptions options{
         {kOne, padding_, kOne, 1}, activation_, negative_slope_, pool_, kTwo, kTwo};
     if (at::GradMode::is_enabled())
-      return composed_backward(grads[0], {input, weight, bias}, wanted, options);
+      return composed_gradients({input, weight, bias}, wanted, grads, [&](const Tensors& t) {
+        return Tensors{composed_block2d(t[0], t[1], if_defined(t[2]), options, /*on_torch=*/false)};
+      });
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const bool overwritten = output_version_.current_version() != saved_version_;
     const Tensor output =

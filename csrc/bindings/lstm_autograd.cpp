@@ -6,10 +6,10 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "bindings/composed_gradients.h"
 #include "bindings/lstm_args.h"
 #include "bindings/lstm_layer.h"
 
@@ -166,41 +166,17 @@ auto find_op(const char* name) {
 
 variable_list composed_lstm_gradients(const LstmGrads& grads, const LstmOperands& o,
                                       const std::array<bool, kOperands>& mask) {
-  const bool create_graph = at::GradMode::is_enabled();
-  const at::AutoGradMode enable(true);
-  std::array<Tensor, kOperands> operands = o.differentiable();
-  variable_list wanted;
-  // Aliases, so that the graph below ends here and goes on to the caller's tensors from here.
-  for (size_t i = 0; i < kOperands; ++i)
-    if (operands[i].defined()) {
-      operands[i] = operands[i].view_as(operands[i]);
-      if (mask[i] && !operands[i].requires_grad()) operands[i].requires_grad_();
-      if (mask[i]) wanted.push_back(operands[i]);
-    }
-  variable_list all(operands.begin(), operands.end());
-  all.push_back(o.lengths.value_or(Tensor()));
-  all.push_back(o.batch_sizes.value_or(Tensor()));
-  const auto [output, h_n, c_n] = composed_lstm_layer(lstm_operands(all, o.reverse));
-  variable_list outputs, given;
-  const auto add = [&](const Tensor& out, const OptionalTensor& grad) {
-    if (!grad.has_value() || !grad->defined()) return;
-    outputs.push_back(out);
-    given.push_back(*grad);
-  };
-  add(output, grads.output);
-  add(h_n, grads.h_n);
-  add(c_n, grads.c_n);
-  const variable_list dense =
-      torch::autograd::grad(outputs, wanted, given, /*retain_graph=*/true, create_graph,
-                            /*allow_unused=*/true);
-  variable_list result(kOperands);
-  size_t next = 0;
-  for (size_t i = 0; i < kOperands; ++i) {
-    if (!operands[i].defined() || !mask[i]) continue;
-    result[i] = dense[next].defined() ? dense[next] : at::zeros_like(operands[i]);
-    ++next;
-  }
-  return result;
+  const auto or_undefined = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
+  const std::array<Tensor, kOperands> operands = o.differentiable();
+  return composed_gradients(
+      {operands.begin(), operands.end()}, mask,
+      {or_undefined(grads.output), or_undefined(grads.h_n), or_undefined(grads.c_n)},
+      [&](Tensors all) {
+        all.push_back(or_undefined(o.lengths));
+        all.push_back(or_undefined(o.batch_sizes));
+        const auto [output, h_n, c_n] = composed_lstm_layer(lstm_operands(all, o.reverse));
+        return Tensors{output, h_n, c_n};
+      });
 }
 
 Tensor3 call_lstm_layer(const LstmOperands& o) {

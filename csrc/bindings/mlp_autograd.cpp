@@ -4,14 +4,15 @@
 // torch's operators and lets those do it.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
+#include "bindings/composed_gradients.h"
 #include "bindings/mlp_args.h"
+#include "bindings/plain_tensors.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -49,22 +50,22 @@ class MlpBackward : public torch::autograd::Node {
     saved.reserve(saved_.size());
     for (const SavedVariable& s : saved_) saved.push_back(s.unpack());
     if (!grads[0].defined()) return variable_list(1 + 2 * layers_);
-    return at::GradMode::is_enabled() ? composed(grads[0], saved) : fused(grads[0], saved);
+    return at::GradMode::is_enabled() || !have_memory(grads) ? composed(grads[0], saved)
+                                                             : fused(grads[0], saved);
   }
 
  private:
-  // Gradients that can be differentiated again.
+  // Gradients by torch's operators, which can be differentiated again and batched.
   variable_list composed(const Tensor& grad, const variable_list& saved) {
-    const at::TensorList all(saved);
-    const bool input_grad = task_should_compute_output(0);
-    const variable_list leaves(saved.begin() + (input_grad ? 0 : 1),
-                               saved.begin() + 1 + 2 * layers_);
-    const Tensor output =
-        composed_mlp(saved[0], all.slice(1, layers_), all.slice(1 + layers_, layers_), options_);
-    variable_list result = torch::autograd::grad({output}, leaves, {grad}, /*retain_graph=*/true,
-                                                 /*create_graph=*/true);
-    if (!input_grad) result.insert(result.begin(), Tensor());
-    return result;
+    const size_t operands = 1 + 2 * layers_;
+    const Tensors all(saved.begin(), std::next(saved.begin(), operands));
+    c10::SmallVector<bool, 16> wanted(operands, true);
+    wanted[0] = task_should_compute_output(0);
+    return composed_gradients(all, wanted, {grad}, [&](const Tensors& t) {
+      const at::TensorList parameters = at::TensorList(t).slice(1);
+      return Tensors{composed_mlp(t[0], parameters.slice(0, layers_),
+                                  parameters.slice(layers_, layers_), options_)};
+    });
   }
 
   variable_list fused(const Tensor& grad, const variable_list& saved) {

@@ -46,14 +46,15 @@ class FastForward:
         self._what = what
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._what(self._module(), *args, **kwargs)
+        module = self._module()  # the property takes longer
+        return self._what(self.module if module is None else module, *args, **kwargs)
 
     @property
     def module(self) -> Module:
         """The module whose forward this is."""
         module = self._module()
         if module is None:
-            raise ReferenceError("the module of this forward was deleted")
+            raise ReferenceError("fastconv: the layer whose forward this is was deleted")
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastForward:
