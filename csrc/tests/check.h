@@ -51,15 +51,17 @@ inline int report() {
 
 // Calls body(isa) for every instruction set this machine has, each one forced.
 inline void for_each_isa(const std::function<void(cpu::Isa)>& body) {
+  static bool told = false;
   for (int i = 0; i < cpu::kIsaCount; ++i) {
     const auto isa = static_cast<cpu::Isa>(i);
     if (!cpu::isa_available(isa)) {
-      std::printf("not tested, this machine lacks it: %s\n", cpu::isa_name(isa));
+      if (!told) std::printf("not tested, this machine lacks it: %s\n", cpu::isa_name(isa));
       continue;
     }
     cpu::force_isa(isa);
     body(isa);
   }
+  told = true;
   cpu::clear_forced_isa();
 }
 

@@ -32,18 +32,19 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-void test_case(const Case& c, cpu::Isa isa) {
-  const std::vector<int64_t> starts = row_starts(c);
-  const LstmShape s = shape_of(c, starts);
-  std::string context = std::string(cpu::isa_name(isa)) + " I" + std::to_string(c.input) + " H" +
-                        std::to_string(c.hidden) + " P" + std::to_string(c.output) + " B" +
-                        std::to_string(c.batch) + " T" + std::to_string(c.steps) +
-                        (c.reverse ? " reverse" : "") + (c.lengths.empty() ? "" : " ragged");
+Problem<double> by_definition(const Case& c, const LstmShape& s) {
   Problem<double> exact = make_problem<double>(s);
   cpu::lstm_forward_reference(forward_call(c, s, exact, true));
   std::vector<double> work(static_cast<size_t>(cpu::lstm_backward_reference_scratch(s)));
   cpu::lstm_backward_reference(backward_call(c, s, exact), work.data());
+  return exact;
+}
 
+void test_kernels(const Case& c, const LstmShape& s, const Problem<double>& exact, cpu::Isa isa) {
+  const std::string context = std::string(cpu::isa_name(isa)) + " I" + std::to_string(c.input) +
+                              " H" + std::to_string(c.hidden) + " P" + std::to_string(c.output) +
+                              " B" + std::to_string(c.batch) + " T" + std::to_string(c.steps) +
+                              (c.reverse ? " reverse" : "") + (c.lengths.empty() ? "" : " ragged");
   use_no_threads();
   Problem<float> one = make_problem<float>(s);
   run_kernels(c, s, one, true);
@@ -78,14 +79,10 @@ void test_case(const Case& c, cpu::Isa isa) {
 }
 
 // A step that leaves the gradients of its gates, and the sums formed of them afterwards.
-void test_weight_sums(const Case& c, cpu::Isa isa) {
-  const LstmShape s = shape_of(c, {});
+void test_weight_sums(const Case& c, const LstmShape& s, const Problem<double>& exact,
+                      cpu::Isa isa) {
   const std::string context = std::string(cpu::isa_name(isa)) + " sums of " +
                               std::to_string(c.batch) + " rows H" + std::to_string(c.hidden);
-  Problem<double> exact = make_problem<double>(s);
-  cpu::lstm_forward_reference(forward_call(c, s, exact, true));
-  std::vector<double> work(static_cast<size_t>(cpu::lstm_backward_reference_scratch(s)));
-  cpu::lstm_backward_reference(backward_call(c, s, exact), work.data());
   std::vector<float> first;
   for (const bool threads : {false, true}) {
     threads ? use_threads() : use_no_threads();
@@ -193,14 +190,22 @@ std::vector<Case> cases() {
 }  // namespace
 
 int main() {
-  for_each_isa([](cpu::Isa isa) {
-    for (const Case& c : cases()) test_case(c, isa);
-    for (const Case& c : {Case{3, 5, 5, 4, {}, 1, false, true, true},
-                          Case{20, 50, 50, 64, {}, 1, false, false, true},
-                          Case{20, 50, 50, 65, {}, 1, false, true, false},
-                          Case{70, 130, 130, 1, {}, 1, false, true, true},
-                          Case{33, 70, 70, 600, {}, 1, false, true, true}})
-      test_weight_sums(c, isa);
+  for (const Case& c : cases()) {
+    const std::vector<int64_t> starts = row_starts(c);
+    const LstmShape s = shape_of(c, starts);
+    const Problem<double> exact = by_definition(c, s);
+    for_each_isa([&](cpu::Isa isa) { test_kernels(c, s, exact, isa); });
+  }
+  for (const Case& c :
+       {Case{3, 5, 5, 4, {}, 1, false, true, true}, Case{20, 50, 50, 64, {}, 1, false, false, true},
+        Case{20, 50, 50, 65, {}, 1, false, true, false},
+        Case{70, 130, 130, 1, {}, 1, false, true, true},
+        Case{33, 70, 70, 600, {}, 1, false, true, true}}) {
+    const LstmShape s = shape_of(c, {});
+    const Problem<double> exact = by_definition(c, s);
+    for_each_isa([&](cpu::Isa isa) { test_weight_sums(c, s, exact, isa); });
+  }
+  for_each_isa([](cpu::Isa) {
     test_negative_control();
     test_denormals();
   });

@@ -13,6 +13,7 @@
 #include <limits>
 #include <random>
 
+#include "check.h"
 #include "cpu/pool2d/pool2d.h"
 #include "cpu/pool2d/pool2d_reference.h"
 #include "cpu/runtime/isa.h"
@@ -21,6 +22,7 @@ namespace {
 
 using namespace fastconv;
 using namespace fastconv::cpu;
+using testing::for_each_isa;
 
 int failures = 0;
 
@@ -144,62 +146,71 @@ struct Buffers {
 };
 
 // `stream`: results go past the caches.
-void test_max(const Case& c, Isa isa, bool stream, std::mt19937& random) {
+void test_max(const Case& c, bool stream, std::mt19937& random) {
   const Buffers b(c);
   Array<float> input(b.inputs);
   fill_random(input, true, random);
-  Array<float> expected(b.outputs), actual(b.outputs, 99.0f), training(b.outputs, 99.0f);
-  Array<uint8_t> expected_offsets(b.offset_bytes), offsets(b.offset_bytes, 255);
-  const auto call = [&](Array<float>& output, uint8_t* recorded) {
+  Array<float> expected(b.outputs);
+  Array<uint8_t> expected_offsets(b.offset_bytes);
+  const auto forward = [&](Array<float>& output, uint8_t* recorded) {
     return MaxPool2dForward<float>{c.shape,       c.channels_last, input.data(), b.in_strides,
                                    output.data(), b.out_strides,   recorded,     stream};
   };
-  max_pool2d_forward_reference(call(expected, expected_offsets.data()));
-  max_pool2d_forward(call(actual, nullptr));
-  max_pool2d_forward(call(training, offsets.data()));
-  if (!same_bytes(actual, expected)) report(c, "max_pool2d inference", isa);
-  if (!same_bytes(training, expected)) report(c, "max_pool2d training", isa);
-  if (!same_bytes(offsets, expected_offsets)) report(c, "max_pool2d offsets", isa);
+  max_pool2d_forward_reference(forward(expected, expected_offsets.data()));
 
   Array<float> grad(b.outputs);
   fill_random(grad, false, random);
-  Array<float> expected_grad(b.inputs), actual_grad(b.inputs, 99.0f);
+  Array<float> expected_grad(b.inputs);
   const auto backward = [&](Array<float>& grad_input) {
     return MaxPool2dBackward<float>{
         c.shape,       c.channels_last,   grad.data(),  b.out_strides, expected_offsets.data(),
         b.out_strides, grad_input.data(), b.in_strides, stream};
   };
   max_pool2d_backward_reference(backward(expected_grad));
-  max_pool2d_backward(backward(actual_grad));
-  if (!close(actual_grad, expected_grad)) report(c, "max_pool2d backward", isa);
+
+  for_each_isa([&](Isa isa) {
+    Array<float> inference(b.outputs, 99.0f), training(b.outputs, 99.0f);
+    Array<uint8_t> offsets(b.offset_bytes, 255);
+    max_pool2d_forward(forward(inference, nullptr));
+    max_pool2d_forward(forward(training, offsets.data()));
+    if (!same_bytes(inference, expected)) report(c, "max_pool2d inference", isa);
+    if (!same_bytes(training, expected)) report(c, "max_pool2d training", isa);
+    if (!same_bytes(offsets, expected_offsets)) report(c, "max_pool2d offsets", isa);
+    Array<float> grad_input(b.inputs, 99.0f);
+    max_pool2d_backward(backward(grad_input));
+    if (!close(grad_input, expected_grad)) report(c, "max_pool2d backward", isa);
+  });
 }
 
-void test_avg(const Case& c, Isa isa, const AvgDivisor& divisor, bool stream,
-              std::mt19937& random) {
+void test_avg(const Case& c, const AvgDivisor& divisor, bool stream, std::mt19937& random) {
   if (c.shape.dilation_height != 1 || c.shape.dilation_width != 1) return;
   const Buffers b(c);
   Array<float> input(b.inputs);
   fill_random(input, false, random);
-  Array<float> expected(b.outputs), actual(b.outputs, 99.0f);
-  const auto call = [&](Array<float>& output) {
+  Array<float> expected(b.outputs);
+  const auto forward = [&](Array<float>& output) {
     return AvgPool2dForward<float>{c.shape,      c.channels_last, divisor,       input.data(),
                                    b.in_strides, output.data(),   b.out_strides, stream};
   };
-  avg_pool2d_forward_reference(call(expected));
-  avg_pool2d_forward(call(actual));
-  if (!close(actual, expected)) report(c, "avg_pool2d forward", isa);
+  avg_pool2d_forward_reference(forward(expected));
 
   Array<float> grad(b.outputs);
   fill_random(grad, false, random);
-  Array<float> expected_grad(b.inputs), actual_grad(b.inputs, 99.0f);
+  Array<float> expected_grad(b.inputs);
   const auto backward = [&](Array<float>& grad_input) {
     return AvgPool2dBackward<float>{c.shape,       c.channels_last,   divisor,      grad.data(),
                                     b.out_strides, grad_input.data(), b.in_strides, stream};
   };
-  Array<float> scratch(static_cast<size_t>(avg_pool2d_backward_scratch(c.shape, divisor)));
   avg_pool2d_backward_reference(backward(expected_grad));
-  avg_pool2d_backward(backward(actual_grad), scratch.data());
-  if (!close(actual_grad, expected_grad)) report(c, "avg_pool2d backward", isa);
+
+  for_each_isa([&](Isa isa) {
+    Array<float> output(b.outputs, 99.0f), grad_input(b.inputs, 99.0f);
+    avg_pool2d_forward(forward(output));
+    if (!close(output, expected)) report(c, "avg_pool2d forward", isa);
+    Array<float> scratch(static_cast<size_t>(avg_pool2d_backward_scratch(c.shape, divisor)));
+    avg_pool2d_backward(backward(grad_input), scratch.data());
+    if (!close(grad_input, expected_grad)) report(c, "avg_pool2d backward", isa);
+  });
 }
 
 float widened(uint16_t bits) {
@@ -229,13 +240,11 @@ bool rounded_from(const Array<uint16_t>& bits, const Array<float>& exact) {
   return true;
 }
 
-void test_bfloat16(const Case& c, Isa isa, const AvgDivisor& divisor, std::mt19937& random) {
-  if (c.channels_last) return;
+void test_max_of_bfloat16(const Case& c, std::mt19937& random) {
   const Buffers b(c);
   Array<float> input(b.inputs), output(b.outputs), grad(b.outputs), grad_input(b.inputs);
-  Array<uint16_t> x(b.inputs), y(b.outputs, 99), g(b.outputs), gx(b.inputs, 99);
-  Array<uint8_t> expected_offsets(b.offset_bytes), offsets(b.offset_bytes, 255);
-  Array<float> scratch(static_cast<size_t>(pool2d_bfloat16_scratch(c.shape)));
+  Array<uint16_t> x(b.inputs), g(b.outputs);
+  Array<uint8_t> expected_offsets(b.offset_bytes);
   fill_random(input, true, random);
   fill_random(grad, false, random);
   to_bfloat16(input, x);
@@ -243,22 +252,40 @@ void test_bfloat16(const Case& c, Isa isa, const AvgDivisor& divisor, std::mt199
   max_pool2d_forward_reference(MaxPool2dForward<float>{c.shape, false, input.data(), b.in_strides,
                                                        output.data(), b.out_strides,
                                                        expected_offsets.data()});
-  max_pool2d_forward({c.shape, false, x.data(), {}, y.data(), {}, offsets.data()}, scratch.data());
-  if (!rounded_from(y, output)) report(c, "max_pool2d of bfloat16", isa);
-  if (!same_bytes(offsets, expected_offsets)) report(c, "max_pool2d offsets of bfloat16", isa);
   max_pool2d_backward_reference(MaxPool2dBackward<float>{c.shape, false, grad.data(), b.out_strides,
                                                          expected_offsets.data(), b.out_strides,
                                                          grad_input.data(), b.in_strides});
-  max_pool2d_backward({c.shape, false, g.data(), {}, offsets.data(), {}, gx.data(), {}},
-                      scratch.data());
-  if (!rounded_from(gx, grad_input)) report(c, "max_pool2d backward of bfloat16", isa);
+
+  for_each_isa([&](Isa isa) {
+    Array<uint16_t> y(b.outputs, 99), gx(b.inputs, 99);
+    Array<uint8_t> offsets(b.offset_bytes, 255);
+    Array<float> scratch(static_cast<size_t>(pool2d_bfloat16_scratch(c.shape)));
+    max_pool2d_forward({c.shape, false, x.data(), {}, y.data(), {}, offsets.data()},
+                       scratch.data());
+    if (!rounded_from(y, output)) report(c, "max_pool2d of bfloat16", isa);
+    if (!same_bytes(offsets, expected_offsets)) report(c, "max_pool2d offsets of bfloat16", isa);
+    max_pool2d_backward({c.shape, false, g.data(), {}, offsets.data(), {}, gx.data(), {}},
+                        scratch.data());
+    if (!rounded_from(gx, grad_input)) report(c, "max_pool2d backward of bfloat16", isa);
+  });
+}
+
+void test_avg_of_bfloat16(const Case& c, const AvgDivisor& divisor, std::mt19937& random) {
   if (c.shape.dilation_height != 1 || c.shape.dilation_width != 1) return;
+  const Buffers b(c);
+  Array<float> input(b.inputs), output(b.outputs);
+  Array<uint16_t> x(b.inputs);
   fill_random(input, false, random);
   to_bfloat16(input, x);
   avg_pool2d_forward_reference(AvgPool2dForward<float>{c.shape, false, divisor, input.data(),
                                                        b.in_strides, output.data(), b.out_strides});
-  avg_pool2d_forward({c.shape, false, divisor, x.data(), {}, y.data(), {}}, scratch.data());
-  if (!rounded_from(y, output)) report(c, "avg_pool2d of bfloat16", isa);
+
+  for_each_isa([&](Isa isa) {
+    Array<uint16_t> y(b.outputs, 99);
+    Array<float> scratch(static_cast<size_t>(pool2d_bfloat16_scratch(c.shape)));
+    avg_pool2d_forward({c.shape, false, divisor, x.data(), {}, y.data(), {}}, scratch.data());
+    if (!rounded_from(y, output)) report(c, "avg_pool2d of bfloat16", isa);
+  });
 }
 
 Case random_case(std::mt19937& random) {
@@ -305,19 +332,20 @@ bool notices_a_wrong_offset() {
 int main() {
   if (!notices_a_wrong_offset()) return 1;
   int64_t cases = 0;
-  for (int i = 0; i < kIsaCount; ++i) {
-    const Isa isa = static_cast<Isa>(i);
-    if (!isa_available(isa)) continue;
-    force_isa(isa);
-    std::mt19937 random(20250731);
-    for (int n = 0; n < 1500; ++n) {
-      Case c = random_case(random);
-      if (!complete(c)) continue;
-      ++cases;
-      test_max(c, isa, n % 3 == 0, random);
-      test_avg(c, isa, {n % 2 == 0, n % 5 == 0 ? 3 : 0}, n % 3 == 1, random);
-      test_bfloat16(c, isa, {n % 2 == 0, n % 5 == 0 ? 3 : 0}, random);
-    }
+  std::mt19937 random(20250731);
+  for (int n = 0; n < 1500; ++n) {
+    const bool large = n % 50 == 0;  // worth splitting over threads
+    Case c = random_case(random);
+    if (large) c.shape.channels += 200;
+    if (!complete(c)) continue;
+    ++cases;
+    large ? testing::use_threads() : testing::use_no_threads();
+    const AvgDivisor divisor{n % 2 == 0, n % 5 == 0 ? 3 : 0};
+    test_max(c, n % 3 == 0, random);
+    test_avg(c, divisor, n % 3 == 1, random);
+    if (c.channels_last) continue;
+    test_max_of_bfloat16(c, random);
+    test_avg_of_bfloat16(c, divisor, random);
   }
   std::printf("pool2d: %ld cases, %d failures\n", static_cast<long>(cases), failures);
   return failures == 0 ? 0 : 1;
