@@ -22,6 +22,16 @@ def set_memory_cache_limit(bytes: int) -> None: ...
 def empty_memory_cache() -> None: ...
 
 # NotImplemented for arguments that only the operator understands.
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    /,
+) -> Tensor: ...
 def conv_block2d(
     input: Tensor,
     weight: Tensor,

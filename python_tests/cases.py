@@ -190,6 +190,8 @@ CONV2D_CHANNELS = [
     _conv("depthwise-multiplier-2-s2", 2, 7, 9, 14, 3, s=2, p=1, g=7),
     _conv("batch-1", 1, 5, 8, 9, 3, p=1),
     _conv("batch-13", 13, 5, 8, 9, 3, p=1),
+    _conv("batch-37", 37, 3, (6, 9), 5, 3, p=1),
+    _conv("batch-40-unpadded", 40, 2, (9, 7), 6, (4, 5)),
     _conv("batch-512-tiny-planes", 512, 3, 2, 4, 2),
     _conv("batch-512-1x1", 512, 9, 1, 10, 1),
     _conv("no-bias", 3, 4, 6, 5, 3, bias=False),

@@ -572,10 +572,10 @@ def test_every_algorithm_is_tested() -> None:
                 run_conv2d(F.conv2d, make_tensors(case), case.options)
                 for kernel, algorithms in seen.items():
                     algorithms.add(runtime.last_used_algorithm(kernel))
-    vectors = {"channel_vectors"} if len(runtime.available_isas()) > 1 else set()
+    vectors = {"channel_vectors", "image_vectors"} if len(runtime.available_isas()) > 1 else set()
     winograd = {"winograd", "winograd_4x4"}
     gather = {"panel", "pixel_vectors", "rows", "shifted", "depthwise"} | vectors | winograd
-    dot = {"dot"} if vectors else set()
+    dot = {"dot", "image_vectors"} if vectors else set()
     assert seen == {
         "conv2d_forward": gather,
         "conv2d_grad_input": gather,

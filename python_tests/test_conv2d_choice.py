@@ -13,8 +13,9 @@ BEST = runtime.available_isas()[-1]
 
 # input [N, C, H, W], out channels, kernel, options, algorithms of forward, grad input, grad weight
 CHOICES = {
-    "lenet-conv1": ((64, 1, 28, 28), 6, 5, {"padding": 2}, "pixel_vectors", None, "dot"),
-    "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, "channel_vectors", "shifted", "direct"),
+    "lenet-conv1": ((64, 1, 28, 28), 6, 5, {"padding": 2}, "image_vectors", None, "image_vectors"),
+    "lenet-conv2": ((64, 6, 14, 14), 16, 5, {}, *["image_vectors"] * 3),
+    "few-images": ((8, 6, 14, 14), 16, 5, {}, "channel_vectors", "shifted", "direct"),
     "resnet-3x3": ((2, 64, 28, 28), 64, 3, {"padding": 1}, *["winograd_4x4"] * 3),
     "odd-3x3": ((2, 128, 10, 10), 128, 3, {"padding": 1}, *["winograd"] * 3),
     "resnet-1x1": ((2, 64, 28, 28), 256, 1, {}, "panel", None, "panel"),

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Autograd of conv2d. The forward Function calls the operator below autograd; its backward is the
-// registered operator _conv2d_backward, which is differentiable itself: all three gradients are
-// bilinear, so their derivatives are convolutions again and differentiation never ends.
+// Autograd of conv2d. One graph node, whose backward is the registered operator _conv2d_backward;
+// that is differentiable itself: all three gradients are bilinear, so their derivatives are
+// convolutions again and differentiation never ends.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include "bindings/ops.h"
@@ -13,20 +15,20 @@ namespace fastconv::bindings {
 namespace {
 
 using torch::autograd::AutogradContext;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 constexpr const char* kOptions = "options";
-constexpr const char* kHasBias = "has_bias";
 constexpr const char* kMask = "mask";
 
-void save_options(AutogradContext* ctx, const Conv2dOptions& o) {
-  ctx->saved_data[kOptions] = std::vector<int64_t>{
-      o.stride.front(),   o.stride.back(),   o.padding.front(), o.padding.back(),
-      o.dilation.front(), o.dilation.back(), o.groups};
+std::vector<int64_t> values_of(const Conv2dOptions& o) {
+  return {o.stride.front(),   o.stride.back(),   o.padding.front(), o.padding.back(),
+          o.dilation.front(), o.dilation.back(), o.groups};
 }
 
 // The arrays behind the views of Conv2dOptions.
 struct SavedOptions {
+  explicit SavedOptions(const Conv2dOptions& options) : values(values_of(options)) {}
   explicit SavedOptions(AutogradContext* ctx) : values(ctx->saved_data[kOptions].toIntVector()) {}
   Conv2dOptions options() const {
     const at::IntArrayRef v(values);
@@ -35,28 +37,54 @@ struct SavedOptions {
   std::vector<int64_t> values;
 };
 
-struct Conv2dFunction : torch::autograd::Function<Conv2dFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
-                        const OptionalTensor& bias, const Conv2dOptions& options) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    Tensor output = call_conv2d(input, weight, bias, options);  // checks the options it is given
-    ctx->save_for_backward({input, weight});
-    save_options(ctx, options);
-    ctx->saved_data[kHasBias] = bias.has_value() && bias->defined();
-    return output;
+// Written by hand as ConvBlock2dBackward is.
+class Conv2dBackward : public torch::autograd::Node {
+ public:
+  Conv2dBackward(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                 const Conv2dOptions& options)
+      : torch::autograd::Node(torch::autograd::collect_next_edges(input, weight, bias)),
+        options_(options),
+        input_(input, /*is_output=*/false),
+        weight_(weight, /*is_output=*/false) {}
+
+  std::string name() const override { return "Conv2dBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard lock(mutex_);
+    input_.reset_data();
+    weight_.reset_data();
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const SavedOptions options(ctx);
-    // An absent bias has no edge in the graph, so its index must not be asked for.
-    const bool needs_grad_bias = ctx->saved_data[kHasBias].toBool() && ctx->needs_input_grad(2);
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard lock(mutex_);
+    const Tensor input = input_.unpack(), weight = weight_.unpack();
+    if (!grads[0].defined()) return variable_list(3);
+    const std::array<bool, 3> wanted = {task_should_compute_output(0),
+                                        task_should_compute_output(1),
+                                        task_should_compute_output(2)};
+    std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+    if (!at::GradMode::is_enabled()) below_autograd.emplace();
     auto [grad_input, grad_weight, grad_bias] =
-        call_conv2d_backward(grads[0], saved[0], saved[1], options.options(),
-                             {ctx->needs_input_grad(0), ctx->needs_input_grad(1), needs_grad_bias});
-    return {grad_input, grad_weight, grad_bias, Tensor()};
+        call_conv2d_backward(grads[0], input, weight, options_.options(), wanted);
+    return {std::move(grad_input), std::move(grad_weight), std::move(grad_bias)};
   }
+
+ private:
+  SavedOptions options_;
+  SavedVariable input_, weight_;
 };
+
+Tensor differentiable_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                             const Conv2dOptions& options) {
+  Tensor output;
+  {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    output = call_conv2d(input, weight, if_defined(bias), options);  // checks what it is given
+  }
+  torch::autograd::set_history(output,
+                               c10::make_intrusive<Conv2dBackward>(input, weight, bias, options));
+  return output;
+}
 
 Tensor sum_defined(const Tensor& a, const Tensor& b) {
   if (!a.defined()) return b;
@@ -79,7 +107,7 @@ struct Conv2dBackwardFunction : torch::autograd::Function<Conv2dBackwardFunction
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const Tensor3 all = call_conv2d_backward(grad_output, input, weight, options, output_mask);
     ctx->save_for_backward({grad_output, input, weight});
-    save_options(ctx, options);
+    ctx->saved_data[kOptions] = values_of(options);
     ctx->saved_data[kMask] = std::vector<bool>(output_mask.begin(), output_mask.end());
     variable_list asked;  // a Function must not return undefined tensors
     if (output_mask[0]) asked.push_back(std::get<0>(all));
@@ -126,7 +154,7 @@ Tensor conv2d_autograd(const Tensor& input, const Tensor& weight, const Optional
   const Conv2dOptions options{stride, padding, dilation, groups};
   if (at::GradMode::is_enabled() &&
       (requires_grad(input) || requires_grad(weight) || requires_grad(b)))
-    return Conv2dFunction::apply(input, weight, bias, options);
+    return differentiable_conv2d(input, weight, b, options);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return call_conv2d(input, weight, bias, options);
 }

@@ -114,6 +114,26 @@ bool boolean(PyObject* value) {
   return value == Py_True;
 }
 
+PyObject* conv2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 7) return not_implemented();
+  PlainArguments in(args);
+  const Tensor &input = in.tensor(), &weight = in.tensor();
+  const Tensor bias = in.optional_tensor();
+  std::array<int64_t, 2> memory[3];
+  const at::IntArrayRef stride = in.pair(memory[0]), padding = in.pair(memory[1]),
+                        dilation = in.pair(memory[2]);
+  const Conv2dOptions options{stride, padding, dilation, in.integer()};
+  if (!in.plain) return not_implemented();
+  Tensor output;
+  {
+    const py::gil_scoped_release no_gil;
+    output = call_conv2d(input, weight, if_defined(bias), options);
+  }
+  return THPVariable_Wrap(std::move(output));
+  END_HANDLE_TH_ERRORS
+}
+
 PyObject* conv_block2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 12) return not_implemented();
@@ -252,6 +272,7 @@ void bind(py::module_& m, const char* name) {
 }  // namespace
 
 void bind_direct_calls(py::module_& m) {
+  bind<&conv2d>(m, "conv2d");
   bind<&conv_block2d>(m, "conv_block2d");
   bind<&mlp>(m, "mlp");
   bind<&lstm>(m, "lstm");

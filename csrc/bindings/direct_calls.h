@@ -6,7 +6,7 @@
 
 namespace fastconv::bindings {
 
-// Adds the functions conv_block2d, mlp, lstm_layer and lstm_cell to the module: as
+// Adds the functions conv2d, conv_block2d, mlp, lstm_layer and lstm_cell to the module: as
 // torch.ops.fastconv.*, all arguments by position, through the same dispatcher, but three
 // microseconds faster; and lstm, which is what nn.LSTM does with a batch. They return
 // NotImplemented for anything but plain tensors, integers, tuples and names (subclasses, proxies,

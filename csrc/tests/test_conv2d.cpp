@@ -86,6 +86,9 @@ std::vector<Conv2dShape> named_shapes() {
       square(9, 6, 9, 3, {3, 1, 0, 1}),         // several small images at once
       square(1, 5, 90, 2, {7, 1, 3, 1}),        // one image in several strips
       square(2, 16, 30, 48, {3, 1, 1, 1}),      // enough work for several threads
+      square(37, 3, 6, 5, {3, 1, 1, 1}),        // more images than lanes, and some are left
+      square(8, 2, 12, 7, {5, 1, 2, 1}),        // images in pieces, to fill the lanes
+      square(17, 2, 20, 9, {3, 2, 1, 1}),       // several strips of several images
       make_shape(2, 4, 13, 18, 5, 1, {2, 4, 0, 1}, {5, 2, 2, 1}),
       make_shape(1, 3, 19, 25, 4, 1, {3, 2, 4, 4}, {2, 4, 1, 6}),
       make_shape(1, 2, 3, 130, 3, 1, {3, 1, 1, 1}, {3, 1, 1, 1}),
@@ -268,9 +271,9 @@ Tensor output_tensor(const Conv2dShape& s, Layout layout) {
   return Tensor(layout, s.batch, s.out_channels, s.out_height, s.out_width);
 }
 
-constexpr const char* kAlgorithms[] = {"panel",   "pixel_vectors", "channel_vectors", "rows",
-                                       "shifted", "winograd",      "winograd_4x4",    "direct",
-                                       "dot",     "depthwise"};
+constexpr const char* kAlgorithms[] = {
+    "panel",    "pixel_vectors", "channel_vectors", "image_vectors", "rows",     "shifted",
+    "winograd", "winograd_4x4",  "direct",          "dot",           "depthwise"};
 constexpr KernelId kKernels[] = {KernelId::kConv2dForward, KernelId::kConv2dGradInput,
                                  KernelId::kConv2dGradWeight};
 

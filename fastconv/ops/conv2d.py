@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from fastconv._C import conv2d as _direct
 from fastconv.ops.arguments import as_pair
 
 _Pair = int | tuple[int, ...] | list[int]
@@ -48,6 +50,10 @@ def conv2d(
     Method: im2col strips packed per block of pixels and multiplied by register-tile microkernels,
     after Anderson et al. 2017 (arXiv:1709.03395) and Georganas et al. 2018 (arXiv:1808.05567).
     """
+    if not is_dynamo_compiling():
+        output = _direct(input, weight, bias, stride, padding, dilation, groups)
+        if output is not NotImplemented:
+            return output
     if isinstance(padding, str):
         input, padding = _apply_named_padding(input, weight, stride, padding, dilation)
     return _conv2d(

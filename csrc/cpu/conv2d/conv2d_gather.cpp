@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/checked.h"
+#include "cpu/conv2d/conv2d_image_vectors.h"
 #include "cpu/conv2d/conv2d_panel.h"
 #include "cpu/conv2d/conv2d_pixel_rows.h"
 #include "cpu/conv2d/conv2d_rows.h"
@@ -101,7 +102,7 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
     // Two multiply-adds a cycle with a latency of four take eight accumulators; loads for one
     // vector of channels come as fast as multiply-adds, hence a small toll on narrow tiles.
     const double accumulators = static_cast<double>(lines * family.columns * family.vectors);
-    const double stall = std::max(1.0, 8.0 / accumulators) * (family.vectors == 1 ? 1.05 : 1.0);
+    const double stall = std::max(1.0, 8.0 / accumulators) * (family.vectors == 1 ? 1.25 : 1.0);
     const double cost = costs.multiply * channel_waste * tile_waste * stall + costs.copy + unpack;
     if (cost < best) {
       best = cost;
@@ -109,6 +110,24 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
     }
   }
   return best;
+}
+
+// No lane is lost but to the number of images; input and output are transposed. Images whose
+// distance is a multiple of the first cache's sets all compete for the same ones.
+double image_vector_cost(const GatherConv& conv, const Costs& costs, bool wide_tiles) {
+  constexpr int64_t kSetFloats = 1024;
+  const double taps = static_cast<double>(conv.taps());
+  const double depth = static_cast<double>(conv.in_channels) * taps;
+  const double out = static_cast<double>(conv.out_channels);
+  const double stall = std::max(1.0, 8.0 / (out * (wide_tiles ? 4.0 : 2.0)));
+  const double multiply = costs.multiply * image_vectors_inside(conv) * stall * 1.1;
+  const double steps = static_cast<double>(conv.step_height * conv.step_width);
+  // Runs of fewer images than lanes are transposed in as many steps as longer ones.
+  const double runs = std::max(1.0, costs.lanes / static_cast<double>(conv.batch));
+  const double copy = 5.0 * runs * steps / taps;
+  const double store = conv.output_strides.batch % kSetFloats == 0 ? 17.0 : 5.0;
+  const double fill = image_vectors_fill(conv, static_cast<int64_t>(costs.lanes));
+  return multiply / fill + copy + store * runs * out / depth;
 }
 
 // Every product is stored once and read once, by a vector of grid points.
@@ -196,7 +215,7 @@ double winograd_cost(const GatherConv& conv, const Costs& costs, const WinogradK
 
 // The algorithm with the least estimated cost among those that can serve the gather, or the forced
 // one.
-void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
+void choose_algorithm(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
   const int64_t lanes = gemm_kernels(plan->isa).lanes;
   const Conv2dKernels& kernels = conv2d_kernels(plan->isa);
   const Costs costs = estimate_costs(conv, lanes);
@@ -214,6 +233,12 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
   // A copied strip holds all columns between the taps: with a wide stride most would go unused.
   if (conv.step_width > kMaxStripStep || conv.step_height > kMaxStripStep) return;
   consider(GatherAlgorithm::kPixelVectors, pixel_vector_cost(conv, costs));
+  if (image_vectors_applies(conv)) {
+    // Threads that share images write to the same lines, and read what others have in their caches.
+    const double sharing = conv.batch * conv.groups < threads * lanes ? 1.5 : 1.0;
+    consider(GatherAlgorithm::kImageVectors,
+             sharing * image_vector_cost(conv, costs, plan->wide_tiles));
+  }
   if (winograd_applies(conv)) {
     consider(GatherAlgorithm::kWinograd,
              winograd_cost(conv, costs, winograd_kernels(plan->isa, 2)));
@@ -229,7 +254,7 @@ void choose_algorithm(const GatherConv& conv, GatherPlan* plan) {
 
 // Packs rows [first_row, first_row + rows) of the channels [c0, c0 + channels) of one group in the
 // order in which the tiles consume them: target[k * rows + row], where k runs over (channel, tap)
-// or, for pixel_vectors, over (kernel row, channel, kernel column).
+// or, for pixel_vectors and image_vectors, over (kernel row, channel, kernel column).
 void pack_weight_piece(const GatherPlan& plan, const GatherConv& conv, int64_t group, int64_t c0,
                        int64_t channels, int64_t first_row, int64_t rows, float* target) {
   const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
@@ -240,7 +265,8 @@ void pack_weight_piece(const GatherPlan& plan, const GatherConv& conv, int64_t g
   // A whole kernel lies contiguous when every tap takes part: then the packing is a transposition,
   // of all channels at once where those are contiguous too.
   const bool whole_kernel = conv.weight_taps == taps;
-  const bool row_order = plan.algorithm == GatherAlgorithm::kPixelVectors;
+  const bool row_order = plan.algorithm == GatherAlgorithm::kPixelVectors ||
+                         plan.algorithm == GatherAlgorithm::kImageVectors;
   if (conv.weight_tap != 1) {
     // Every tap is a matrix of its own.
     const int64_t step = row_order ? kernel_width : taps;  // from channel to channel
@@ -314,6 +340,8 @@ const char* gather_algorithm_name(GatherAlgorithm algorithm) {
       return "pixel_vectors";
     case GatherAlgorithm::kChannelVectors:
       return "channel_vectors";
+    case GatherAlgorithm::kImageVectors:
+      return "image_vectors";
     case GatherAlgorithm::kRows:
       return "rows";
     case GatherAlgorithm::kShifted:
@@ -333,7 +361,7 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
   GatherPlan plan{};
   plan.isa = isa;
   plan.wide_tiles = conv.out_channels <= kernels.packed_wide.max_rows;
-  choose_algorithm(conv, &plan);
+  choose_algorithm(conv, threads, &plan);
   plan.block_rows = strip_block_rows(plan, conv.out_channels);
   plan.block_channels = conv.in_channels;
   if (plan.algorithm == GatherAlgorithm::kPanel) {
@@ -348,6 +376,8 @@ GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads) {
     plan_shifted(conv, threads, &plan);
   } else if (is_winograd(plan)) {
     plan_winograd(conv, threads, &plan);
+  } else if (plan.algorithm == GatherAlgorithm::kImageVectors) {
+    plan_image_vectors(conv, threads, &plan);
   } else {
     plan_strip(conv, threads, &plan);
   }
@@ -358,9 +388,10 @@ int64_t gather_scratch_floats(const GatherPlan& plan, const GatherConv& conv) {
   if (plan.algorithm == GatherAlgorithm::kRows) return rows_scratch_floats(plan, conv);
   if (plan.algorithm == GatherAlgorithm::kShifted) return shifted_scratch_floats(plan, conv);
   if (is_winograd(plan)) return winograd_scratch_floats(plan, conv);
-  const int64_t slot_floats = plan.algorithm == GatherAlgorithm::kPanel
-                                  ? panel_slot_floats(plan, conv)
-                                  : strip_slot_floats(plan, conv);
+  const int64_t slot_floats =
+      plan.algorithm == GatherAlgorithm::kPanel          ? panel_slot_floats(plan, conv)
+      : plan.algorithm == GatherAlgorithm::kImageVectors ? image_vectors_slot_floats(plan, conv)
+                                                         : strip_slot_floats(plan, conv);
   return packed_weight_floats(conv) + plan.slots * slot_floats;
 }
 
@@ -381,6 +412,8 @@ void run_gather(const GatherPlan& plan, const GatherConv& conv, float* scratch) 
   float* slots = scratch + packed_weight_floats(conv);
   if (plan.algorithm == GatherAlgorithm::kPanel) {
     run_panel(plan, conv, scratch, slots);
+  } else if (plan.algorithm == GatherAlgorithm::kImageVectors) {
+    run_image_vectors(plan, conv, scratch, slots);
   } else {
     run_strip(plan, conv, scratch, slots);
   }

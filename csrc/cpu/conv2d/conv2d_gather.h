@@ -18,6 +18,7 @@
 //                    channels, no lane is lost to the width of the map
 //   rows             channels_last: input pixels are rows of a matrix as they stand, vectors run
 //                    along the output channels; other layouts are transposed block by block
+//   image_vectors    vectors run along the images of the batch: for few channels, at any width
 //   shifted          one product for all taps and output channels, then shifted sums of its planes:
 //                    for few output channels and for inputs smaller than the grid
 //   winograd         3 x 3 kernels without stride or dilation: 2.25 times fewer multiplications
@@ -74,6 +75,7 @@ enum class GatherAlgorithm {
   kPanel,
   kPixelVectors,
   kChannelVectors,
+  kImageVectors,
   kRows,
   kShifted,
   kWinograd,
@@ -96,6 +98,7 @@ struct GatherPlan {
   int64_t strip_rows;      // grid rows of one image computed at a time (winograd: rows of tiles)
   int64_t block_images;    // rows, shifted, winograd: whole images computed at a time
   int64_t tile_width;      // channel_vectors: index into Conv2dKernels::channel_*
+  int64_t cuts;            // image_vectors: pieces of an image's rows, each a lane of its own
 };
 
 GatherPlan plan_gather(const GatherConv& conv, Isa isa, int64_t threads);

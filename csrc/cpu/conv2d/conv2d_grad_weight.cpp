@@ -15,6 +15,7 @@ enum class WeightAlgorithm {
   kPanel,
   kDirect,
   kDot,
+  kImages,
   kRows,
   kWinograd,
   kWinograd4x4,
@@ -30,6 +31,8 @@ const char* algorithm_name(WeightAlgorithm algorithm) {
       return "direct";
     case WeightAlgorithm::kDot:
       return "dot";
+    case WeightAlgorithm::kImages:
+      return "image_vectors";
     case WeightAlgorithm::kRows:
       return "rows";
     case WeightAlgorithm::kWinograd:
@@ -53,6 +56,8 @@ bool algorithm_applies(WeightAlgorithm algorithm, const Conv2dGradWeight& call) 
       return weight_direct_applies(call.shape);
     case WeightAlgorithm::kDot:
       return weight_dot_applies(call);
+    case WeightAlgorithm::kImages:
+      return weight_images_applies(call);
     case WeightAlgorithm::kWinograd:
     case WeightAlgorithm::kWinograd4x4:
       return weight_winograd_applies(call.shape);
@@ -109,6 +114,22 @@ double transposing_cycles(const Conv2dShape& s, int64_t lanes) {
          (0.5 * terms + kTranspose);
 }
 
+// As dot, but on whole vectors of images, whose loads straddle no cache lines, and with both
+// operands transposed. A slot's sums, a vector each, are cleared and added up.
+double images_cycles(const Conv2dShape& s, Isa isa) {
+  constexpr double kTranspose = 5.0, kSum = 8.0;
+  const DotBlocks blocks =
+      choose_dot_blocks(conv2d_kernels(isa).dot, s.in_channels * s.taps() + 1, s.out_channels);
+  const double lanes = static_cast<double>(gemm_kernels(isa).lanes);
+  const double width = static_cast<double>(s.out_width);
+  const double sums = static_cast<double>(s.in_channels * s.taps() * s.out_channels);
+  const double runs = std::max(1.0, lanes / static_cast<double>(s.batch));
+  const double multiply = width / lanes * blocks.cycles * 1.05 / weight_images_fill(s, isa);
+  const double transposes = width * static_cast<double>(s.out_channels + s.in_channels) / lanes;
+  return multiply + kTranspose * runs * transposes +
+         kSum * sums / static_cast<double>(s.batch * s.out_height);
+}
+
 // Which algorithm is the fastest was measured on the layers in benchmarks/shapes, see
 // benchmarks/results. Rows wins where pixels are rows already; where many taps and output channels
 // share the transposition of a pixel; and on small maps, where direct would add its registers to
@@ -137,9 +158,14 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const bool panel_suits = skips_pixels || weight_panel_in_place(call, isa);
   const WeightAlgorithm other =
       few_channels || panel_suits ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
+  // What the two estimates leave out: loads that straddle cache lines, and storing the tiles' sums.
+  const double others = std::min(1.35 * dot_cycles(s, isa), 1.16 * transposing_cycles(s, lanes));
+  const bool images_pay = weight_images_applies(call) && s.taps() > 1 && sums <= kMaxDotSums &&
+                          images_cycles(s, isa) < others;
   if (weight_dot_applies(call) && s.taps() > 1 && sums <= kMaxDotSums &&
       dot_cycles(s, isa) < transposing_cycles(s, lanes))
-    return WeightAlgorithm::kDot;
+    return images_pay ? WeightAlgorithm::kImages : WeightAlgorithm::kDot;
+  if (images_pay) return WeightAlgorithm::kImages;
   if (!weight_direct_applies(s)) return other;
   const bool many_taps = s.taps() >= 5 * 5 && s.group_in_channels() >= 2 * kFewChannels &&
                          s.group_out_channels() > 2 * lanes;
@@ -150,8 +176,8 @@ WeightAlgorithm chosen_or_forced(const Conv2dPlan& plan, const Conv2dGradWeight&
   if (plan.forced == nullptr) return choose_algorithm(call, plan.isa);
   for (WeightAlgorithm algorithm :
        {WeightAlgorithm::kPanel, WeightAlgorithm::kDirect, WeightAlgorithm::kDot,
-        WeightAlgorithm::kRows, WeightAlgorithm::kWinograd, WeightAlgorithm::kWinograd4x4,
-        WeightAlgorithm::kDepthwise})
+        WeightAlgorithm::kImages, WeightAlgorithm::kRows, WeightAlgorithm::kWinograd,
+        WeightAlgorithm::kWinograd4x4, WeightAlgorithm::kDepthwise})
     if (!is_other(plan.forced, algorithm_name(algorithm)) && algorithm_applies(algorithm, call))
       return algorithm;
   return WeightAlgorithm::kImpossible;
@@ -174,6 +200,9 @@ Conv2dPlan plan_conv2d_grad_weight(const Conv2dGradWeight& call) {
     case WeightAlgorithm::kDot:
       plan.scratch_floats =
           weight_direct_scratch_floats(s, WeightVectors::kPixels, plan.isa, plan.threads);
+      break;
+    case WeightAlgorithm::kImages:
+      plan.scratch_floats = weight_images_scratch_floats(s, plan.isa, plan.threads);
       break;
     case WeightAlgorithm::kRows:
       plan.takes_channels_last = true;
@@ -207,6 +236,8 @@ void conv2d_grad_weight(const Conv2dPlan& plan, const Conv2dGradWeight& call, fl
       return grad_weight_direct(plan, call, WeightVectors::kChannels, scratch);
     case WeightAlgorithm::kDot:
       return grad_weight_direct(plan, call, WeightVectors::kPixels, scratch);
+    case WeightAlgorithm::kImages:
+      return grad_weight_images(plan, call, scratch);
     case WeightAlgorithm::kRows:
       return grad_weight_rows(plan, call, scratch);
     case WeightAlgorithm::kWinograd:

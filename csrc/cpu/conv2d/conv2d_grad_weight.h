@@ -13,8 +13,10 @@
 //   winograd  3 x 3 kernels without stride or dilation: 2.25 times fewer multiplications;
 //             winograd_4x4: 3.1 times fewer, on tiles of 4 x 4 outputs
 //   dot     a padded copy as for direct, but vectors run along the pixels and nothing is
-//   transposed:
-//           for few channels on maps that fill the vectors; no column stride, any kernel
+//           transposed: for few channels on maps that fill the vectors; no column stride, any
+//           kernel
+//   image_vectors  the tiles of dot on images that are transposed to be the lanes of vectors: for
+//           few channels, no column stride, any kernel and width
 //
 // Only conv2d_grad_weight.cpp calls these.
 #pragma once
@@ -48,5 +50,11 @@ int64_t weight_direct_scratch_floats(const Conv2dShape& shape, WeightVectors vec
                                      int64_t threads);
 void grad_weight_direct(const Conv2dPlan& plan, const Conv2dGradWeight& call, WeightVectors vectors,
                         float* scratch);
+
+// Precondition: weight_images_applies(call).
+bool weight_images_applies(const Conv2dGradWeight& call);
+double weight_images_fill(const Conv2dShape& shape, Isa isa);  // share of lanes that hold images
+int64_t weight_images_scratch_floats(const Conv2dShape& shape, Isa isa, int64_t threads);
+void grad_weight_images(const Conv2dPlan& plan, const Conv2dGradWeight& call, float* scratch);
 
 }  // namespace fastconv::cpu

@@ -11,6 +11,7 @@
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_dots.h"
 #include "cpu/conv2d/conv2d_grad_weight.h"
+#include "cpu/conv2d/conv2d_prefetch.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -65,6 +66,13 @@ DirectPlan plan_direct(const Conv2dShape& s, WeightVectors vectors, Isa isa, int
   return plan;
 }
 
+// Output rows [first_row, first_row + rows) of one image.
+struct WeightUnit {
+  int64_t image;
+  int64_t first_row;
+  int64_t rows;
+};
+
 class WeightStrip {
  public:
   WeightStrip(const DirectPlan& plan, const Conv2dGradWeight& call, float* scratch)
@@ -79,13 +87,17 @@ class WeightStrip {
     std::memset(sums_, 0, sizeof(float) * plan.sum_floats(s_));
   }
 
-  // Adds output rows [first_row, first_row + rows) of one image.
-  void run(int64_t image, int64_t first_row, int64_t rows) {
+  // Adds one unit; what `next` reads is brought near meanwhile. nullptr: there is none.
+  void run(const WeightUnit& unit, const WeightUnit* next) {
+    const auto [image, first_row, rows] = unit;
     copy_input(image, first_row, rows);
+    prefetch_.clear();
+    if (next != nullptr) prefetch(*next);
     if (plan_.vectors == WeightVectors::kPixels) {
       multiply_along_pixels(image, first_row, rows);
       return;
     }
+    start_prefetch();
     for (int64_t o = 0; o < s_.out_channels;) {
       const int64_t vectors = s_.out_channels - o > plan_.lanes ? 2 : 1;
       transpose_grad_output(image, first_row, rows, o, vectors * plan_.lanes);
@@ -95,6 +107,23 @@ class WeightStrip {
   }
 
  private:
+  void prefetch(const WeightUnit& unit) {
+    const Strides4 &in = call_.input_strides, &go = call_.grad_output_strides;
+    const int64_t top = std::max<int64_t>(0, unit.first_row * s_.stride_height - s_.padding_height);
+    prefetch_.add_image(call_.input + unit.image * in.batch + top * in.row, in, s_.in_channels,
+                        std::min(s_.in_height - top, unit.rows * s_.stride_height));
+    prefetch_.add_image(call_.grad_output + unit.image * go.batch + unit.first_row * go.row, go,
+                        s_.out_channels, unit.rows);
+  }
+
+  void start_prefetch() {
+    const int64_t width = 2 * plan_.lanes;
+    const int64_t wide = s_.out_channels > plan_.lanes ? 2 : 1;
+    const int64_t most = find_weight_family(kernels_, s_.kernel_width, wide)->max_lines;
+    prefetch_.start(ceil_div(s_.out_channels, width) *
+                    ceil_div(s_.in_channels * s_.kernel_height, most));
+  }
+
   void copy_input(int64_t image, int64_t first_row, int64_t rows) {
     const Strides4& in = call_.input_strides;
     const int64_t copied = plan_.copied_rows(s_, rows);
@@ -143,9 +172,12 @@ class WeightStrip {
     strip.grad_row = go.row;
     strip.sums = sums_;
     if (call_.grad_bias != nullptr) strip.bias = sums_ + s_.out_channels * taps * plan_.lanes;
-    add_dots(kernels_.dot, plan_.lanes, strip, taps, s_.out_channels, [&](int64_t tap) {
-      return line_start(tap / s_.kernel_width) + tap % s_.kernel_width * s_.dilation_width;
-    });
+    add_dots(
+        kernels_.dot, plan_.lanes, strip, taps, s_.out_channels,
+        [&](int64_t tap) {
+          return line_start(tap / s_.kernel_width) + tap % s_.kernel_width * s_.dilation_width;
+        },
+        &prefetch_);
   }
 
   void multiply(int64_t rows, int64_t o, int64_t vectors) {
@@ -165,6 +197,7 @@ class WeightStrip {
       for (int64_t l = 0; l < count; ++l) tile.lines[l] = line_start(first + l);
       tile.c = sums_ + first * s_.kernel_width * plan_.out_pitch + o;
       tile.bias = first == 0 ? sums_ + s_.in_channels * s_.taps() * plan_.out_pitch + o : nullptr;
+      prefetch_.step();
       family.by_lines[count - 1](tile);
     }
   }
@@ -177,6 +210,7 @@ class WeightStrip {
   float* transposed_;
   float* sums_;
   std::vector<PixelRun> runs_;
+  Prefetch prefetch_;
 };
 
 // Adds the sums of all slots and writes both gradients; `sums` is slot 0's.
@@ -191,20 +225,6 @@ void store_channel_sums(const DirectPlan& plan, const Conv2dGradWeight& call, fl
       {rows, s.out_channels, sums, plan.out_pitch, 1, call.grad_weight, 1, rows});
   if (call.grad_bias != nullptr)
     std::copy_n(sums + rows * plan.out_pitch, s.out_channels, call.grad_bias);
-}
-
-void store_lane_sums(const DirectPlan& plan, const Conv2dGradWeight& call, const float* sums) {
-  const Conv2dShape& s = call.shape;
-  const Conv2dKernels& kernels = conv2d_kernels(plan.isa);
-  const int64_t taps = s.in_channels * s.taps();
-  std::fill_n(call.grad_weight, s.out_channels * taps, 0.0f);
-  if (call.grad_bias != nullptr) std::fill_n(call.grad_bias, s.out_channels, 0.0f);
-  for (int64_t slot = 0; slot < plan.slots; ++slot) {
-    const float* part = sums + slot * plan.slot_floats(s);
-    kernels.add_lanes(part, s.out_channels * taps, call.grad_weight);
-    if (call.grad_bias != nullptr)
-      kernels.add_lanes(part + s.out_channels * taps * plan.lanes, s.out_channels, call.grad_bias);
-  }
 }
 
 }  // namespace
@@ -233,14 +253,20 @@ void grad_weight_direct(const Conv2dPlan& call_plan, const Conv2dGradWeight& cal
   const int64_t units = s.batch * strips;
   parallel_for(plan.slots, [&](int64_t slot) {
     WeightStrip work(plan, call, scratch + slot * plan.slot_floats(s));
-    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+    const auto unit = [&](int64_t u) {
       const int64_t first_row = u % strips * plan.strip_rows;
-      work.run(u / strips, first_row, std::min(plan.strip_rows, s.out_height - first_row));
+      return WeightUnit{u / strips, first_row, std::min(plan.strip_rows, s.out_height - first_row)};
+    };
+    const int64_t end = units * (slot + 1) / plan.slots;
+    for (int64_t u = units * slot / plan.slots; u < end; ++u) {
+      const WeightUnit next = u + 1 < end ? unit(u + 1) : WeightUnit{};
+      work.run(unit(u), u + 1 < end ? &next : nullptr);
     }
   });
   float* sums = scratch + plan.copy_floats(s) + plan.transposed_floats(s);
   if (vectors == WeightVectors::kPixels) {
-    store_lane_sums(plan, call, sums);
+    store_lane_sums(conv2d_kernels(plan.isa), plan.lanes, call,
+                    {sums, plan.slot_floats(s), plan.slots});
   } else {
     store_channel_sums(plan, call, sums);
   }

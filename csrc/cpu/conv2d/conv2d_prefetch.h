@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/checked.h"
+#include "common/shapes.h"
 
 namespace fastconv::cpu {
 
@@ -20,7 +21,7 @@ class Prefetch {
     per_step_ = 0;
   }
 
-  // `rows` rows of `floats` neighbouring floats, `pitch` apart.
+  // `rows` rows of `floats` neighbouring floats, `pitch` apart; to be read or to be overwritten.
   void add(const float* first, int64_t rows, int64_t pitch, int64_t floats) {
     if (floats >= pitch) {
       floats += (rows - 1) * pitch;
@@ -28,6 +29,14 @@ class Prefetch {
     }
     pieces_.push_back({first, rows, pitch, floats});
     lines_ += rows * (ceil_div(floats, kLine) + 1);
+  }
+
+  // `rows` rows of `channels` planes, of images whose columns or channels are neighbours; others
+  // are left to their reader.
+  void add_image(const float* first, const Strides4& strides, int64_t channels, int64_t rows) {
+    if (rows <= 0) return;
+    if (strides.column == 1) add(first, channels, strides.channel, rows * strides.row);
+    if (strides.column != 1 && strides.channel == 1) add(first, 1, 0, rows * strides.row);
   }
 
   // To be done in `steps` steps.

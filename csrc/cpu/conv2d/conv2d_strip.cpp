@@ -11,6 +11,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_pixels.h"
+#include "cpu/conv2d/conv2d_prefetch.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -47,7 +48,15 @@ int64_t count_vectors(const GatherPlan& plan, int64_t channels) {
   return channels > gemm_kernels(plan.isa).lanes ? 2 : 1;
 }
 
-// Works on strips of one image and group at a time, in one slot.
+// Grid rows [first_row, first_row + rows) of one image and group.
+struct StripUnit {
+  int64_t image;
+  int64_t group;
+  int64_t first_row;
+  int64_t rows;
+};
+
+// Works on strips one by one, in one slot.
 class StripWork {
  public:
   StripWork(const GatherPlan& plan, const GatherConv& conv, const float* weights, float* scratch)
@@ -72,21 +81,37 @@ class StripWork {
     std::memset(copy_ + conv.in_channels * strip_.channel_pitch, 0, sizeof(float) * kSlackFloats);
   }
 
-  // Computes grid rows [first_row, first_row + rows) of one image and group.
-  void run(int64_t image, int64_t group, int64_t first_row, int64_t rows) {
-    first_row_ = first_row;
-    copy_input(image, group, first_row, rows);
-    const Strides4& out = conv_.output_strides;
-    float* plane = conv_.output + image * out.batch + group * conv_.out_channels * out.channel +
-                   first_row * out.row;
+  // What `next` reads and writes is brought near meanwhile; nullptr: there is none.
+  void run(const StripUnit& unit, const StripUnit* next) {
+    first_row_ = unit.first_row;
+    copy_input(unit.image, unit.group, unit.first_row, unit.rows);
+    prefetch_.clear();
+    if (next != nullptr) {
+      const int64_t top =
+          std::max<int64_t>(0, next->first_row * conv_.step_height + strip_.top_row);
+      prefetch_.add_image(input(*next) + top * conv_.input_strides.row, conv_.input_strides,
+                          conv_.in_channels,
+                          std::min(conv_.in_height - top, next->rows * conv_.step_height));
+      prefetch_.add_image(output(*next), conv_.output_strides, conv_.out_channels, next->rows);
+    }
     if (plan_.algorithm == GatherAlgorithm::kChannelVectors) {
-      run_channel_vectors(group, rows, plane);
+      run_channel_vectors(unit.group, unit.rows, output(unit));
     } else {
-      run_pixel_vectors(group, rows, plane);
+      run_pixel_vectors(unit.group, unit.rows, output(unit));
     }
   }
 
  private:
+  const float* input(const StripUnit& unit) const {
+    const Strides4& in = conv_.input_strides;
+    return conv_.input + unit.image * in.batch + unit.group * conv_.in_channels * in.channel;
+  }
+  float* output(const StripUnit& unit) const {
+    const Strides4& out = conv_.output_strides;
+    return conv_.output + unit.image * out.batch + unit.group * conv_.out_channels * out.channel +
+           unit.first_row * out.row;
+  }
+
   void add_offsets(int64_t channel, int64_t row) {
     for (int64_t column : conv_.tap_columns) {
       const int64_t shift = column - strip_.left_column;
@@ -146,7 +171,7 @@ class StripWork {
                      rows, out.row);
   }
 
-  void run_pixel_vectors(int64_t group, int64_t rows, float* plane) const {
+  void run_pixel_vectors(int64_t group, int64_t rows, float* plane) {
     const Strides4& out = conv_.output_strides;
     const bool in_place = out.column == 1;
     const int64_t block_pitch = plan_.strip_rows * conv_.grid_width;
@@ -157,7 +182,7 @@ class StripWork {
   }
 
   void multiply_pixel_vectors(int64_t group, int64_t rows, float* output, int64_t pitch,
-                              int64_t row_pitch) const {
+                              int64_t row_pitch) {
     const DirectFamily& family = plan_.wide_tiles ? kernels_.direct_wide : kernels_.direct_tall;
     const int64_t depth = conv_.in_channels * conv_.taps();
     const float* weights = weights_ + group * conv_.out_channels * depth;
@@ -165,6 +190,8 @@ class StripWork {
     const int64_t vectors = rows * row_vectors;
     const int64_t kernel_row_terms =
         conv_.in_channels * static_cast<int64_t>(conv_.tap_columns.size());
+    prefetch_.start(ceil_div(conv_.out_channels, plan_.block_rows) *
+                    ceil_div(vectors, family.vectors));
     for (int64_t o = 0; o < conv_.out_channels; o += plan_.block_rows) {
       const int64_t height = std::min(plan_.block_rows, conv_.out_channels - o);
       DirectTile tile{};
@@ -185,14 +212,18 @@ class StripWork {
         tile.depth = (used.end - used.begin) * kernel_row_terms;
         tile.offsets = offsets_.data() + used.begin * kernel_row_terms;
         tile.a = weights + o * depth + used.begin * kernel_row_terms * height;
+        prefetch_.step();
         family.by_rows[height - 1](tile);
       }
     }
   }
 
-  void run_channel_vectors(int64_t group, int64_t rows, float* plane) const {
+  void run_channel_vectors(int64_t group, int64_t rows, float* plane) {
     const Strides4& out = conv_.output_strides;
     const bool in_place = out.channel == 1;
+    const ChannelFamily& family = channel_family(std::min(plan_.block_rows, conv_.out_channels));
+    prefetch_.start(ceil_div(conv_.out_channels, plan_.block_rows) *
+                    ceil_div(rows, family.max_lines) * ceil_div(conv_.grid_width, family.columns));
     for (int64_t o = 0; o < conv_.out_channels; o += plan_.block_rows) {
       const int64_t channels = std::min(plan_.block_rows, conv_.out_channels - o);
       float* output = in_place ? plane + o : output_block_;
@@ -203,11 +234,14 @@ class StripWork {
     }
   }
 
-  void multiply_channel_vectors(int64_t group, int64_t o, int64_t channels, int64_t rows,
-                                float* output, int64_t row_pitch, int64_t pixel_pitch) const {
+  const ChannelFamily& channel_family(int64_t channels) const {
     const bool wide = count_vectors(plan_, channels) == 2;
-    const ChannelFamily& family =
-        (wide ? kernels_.channel_wide : kernels_.channel_narrow)[plan_.tile_width];
+    return (wide ? kernels_.channel_wide : kernels_.channel_narrow)[plan_.tile_width];
+  }
+
+  void multiply_channel_vectors(int64_t group, int64_t o, int64_t channels, int64_t rows,
+                                float* output, int64_t row_pitch, int64_t pixel_pitch) {
+    const ChannelFamily& family = channel_family(channels);
     ChannelTile tile{};
     tile.depth = conv_.in_channels * conv_.taps();
     tile.offsets = offsets_.data();
@@ -225,6 +259,7 @@ class StripWork {
           tile.lines[l] = copy_ + (i + l) * conv_.step_height * strip_.row_pitch + j;
           tile.c[l] = output + (i + l) * row_pitch + j * pixel_pitch;
         }
+        prefetch_.step();
         family.by_lines[lines - 1](tile);
       }
     }
@@ -241,6 +276,7 @@ class StripWork {
   std::vector<int64_t> offsets_;
   int64_t first_row_ = 0;
   std::vector<PixelRun> runs_;
+  Prefetch prefetch_;
 };
 
 }  // namespace
@@ -280,10 +316,15 @@ void run_strip(const GatherPlan& plan, const GatherConv& conv, const float* weig
   const int64_t slot_floats = strip_slot_floats(plan, conv);
   parallel_for(plan.slots, [&](int64_t slot) {
     StripWork work(plan, conv, weights, slots + slot * slot_floats);
-    for (int64_t u = units * slot / plan.slots; u < units * (slot + 1) / plan.slots; ++u) {
+    const auto unit = [&](int64_t u) {
       const int64_t first_row = u % strips * plan.strip_rows;
-      work.run(u / strips / conv.groups, u / strips % conv.groups, first_row,
-               std::min(plan.strip_rows, conv.grid_height - first_row));
+      return StripUnit{u / strips / conv.groups, u / strips % conv.groups, first_row,
+                       std::min(plan.strip_rows, conv.grid_height - first_row)};
+    };
+    const int64_t end = units * (slot + 1) / plan.slots;
+    for (int64_t u = units * slot / plan.slots; u < end; ++u) {
+      const StripUnit next = u + 1 < end ? unit(u + 1) : StripUnit{};
+      work.run(unit(u), u + 1 < end ? &next : nullptr);
     }
   });
 }

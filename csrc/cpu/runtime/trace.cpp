@@ -57,10 +57,11 @@ void forget_records() {
 
 const char* const* kernel_algorithms(KernelId kernel) {
   static constexpr const char* kGather[] = {
-      "panel",    "pixel_vectors", "channel_vectors", "rows",  "shifted",
-      "winograd", "winograd_4x4",  "depthwise",       "torch", nullptr};
+      "panel",    "pixel_vectors", "channel_vectors", "image_vectors", "rows", "shifted",
+      "winograd", "winograd_4x4",  "depthwise",       "torch",         nullptr};
   static constexpr const char* kGradWeight[] = {
-      "panel", "direct", "dot", "rows", "winograd", "winograd_4x4", "depthwise", "torch", nullptr};
+      "panel",    "direct",       "dot",       "image_vectors", "rows",
+      "winograd", "winograd_4x4", "depthwise", "torch",         nullptr};
   static constexpr const char* kNone[] = {nullptr};
   switch (kernel) {
     case KernelId::kConv2dForward:

@@ -263,7 +263,8 @@ struct Simd {
   }
 
   // rows[i][j] <-> rows[j][i] of an 8 x 8 block held in registers: three rounds of 8 shuffles.
-  static void transpose(Reg rows[kLanes]) {
+  // Always inline: a call would pass the block through memory.
+  [[gnu::always_inline]] static inline void transpose(Reg rows[kLanes]) {
     Reg t[kLanes];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {

@@ -237,7 +237,8 @@ struct Simd {
   }
 
   // rows[i][j] <-> rows[j][i] of a 16 x 16 block held in registers: four rounds of 16 shuffles.
-  static void transpose(Reg rows[kLanes]) {
+  // Always inline: a call would pass the block through memory.
+  [[gnu::always_inline]] static inline void transpose(Reg rows[kLanes]) {
     Reg t[kLanes];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
