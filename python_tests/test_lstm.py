@@ -383,7 +383,7 @@ BAD_CALLS = {
     "dtype": (call(X.int(), None, W), RuntimeError, "float32 or float64"),
     "mixed": (call(X, None, [w.double() for w in W]), RuntimeError, "weight_ih of"),
     "params": (call(X, None, W[:3]), ValueError, "4 params for each"),
-    "weight_ih": (call(X, None, [W[0][:, :3], *W[1:]]), ValueError, "weight_ih of shape"),
+    "weight_ih": (call(X, None, [W[0][:, :3], *W[1:]]), ValueError, "for inputs of size 4, got"),
     "weight_hh": (call(X, None, [W[0], W[1][:, :3], *W[2:]]), ValueError, "weight_hh of shape"),
     "bias": (call(X, None, [*W[:3], W[3][:4]]), ValueError, "bias_hh of shape"),
     "gates": (call(X, None, [W[0][:18], *W[1:]]), ValueError, r"weight_ih of shape \[4\*hidden"),

@@ -153,6 +153,9 @@ void parse_lstm_args(const LstmOperands& o, LstmCall* call) {
     if (present(o.lengths)) parse_lengths(*o.lengths, call);
   }
   s.row_start = call->row_start.empty() ? nullptr : call->row_start.data();
+  TORCH_CHECK_VALUE(o.weight_ih.size(1) == s.input, "lstm: expected weight_ih of shape [",
+                    s.gates(), ", ", s.input, "] for inputs of size ", s.input, ", got ",
+                    o.weight_ih.sizes());
   check_sizes("weight_ih", o.weight_ih, {s.gates(), s.input}, input);
   check_sizes("weight_hh", o.weight_hh, {s.gates(), s.output}, input);
   check_optional("bias_ih", o.bias_ih, {s.gates()}, input);

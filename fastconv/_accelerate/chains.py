@@ -28,7 +28,8 @@ _POOLS: dict[type[Module], str] = {torch.nn.MaxPool2d: "max", torch.nn.AvgPool2d
 _NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
 
 
-def _is_norm(module: Module) -> bool:
+def is_norm(module: Module) -> bool:
+    """Whether it is a batch normalisation of images that runs on fastconv."""
     return type(module) is torch.nn.BatchNorm2d and is_accelerated(module)
 
 
@@ -205,7 +206,7 @@ def chain_at(layers: Sequence[Module], start: int) -> Chain | None:
         end += fits
         return layers[end - 1] if fits else None
 
-    norm: Any = take(end < len(layers) and _is_norm(layers[end]))
+    norm: Any = take(end < len(layers) and is_norm(layers[end]))
     activation = take(end < len(layers) and type(layers[end]) in ACTIVATIONS)
     pool = take(end < len(layers) and type(layers[end]) in _POOLS and is_accelerated(layers[end]))
     if end == start + 1:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import Module
 
-from fastconv._accelerate.chains import folded, norm_folds
+from fastconv._accelerate.chains import folded, is_norm, norm_folds
 from fastconv._accelerate.forwards import (
     FastForward,
     batch_norm_forward,
@@ -136,11 +136,7 @@ def _might_call_pairs(module: Module) -> bool:
     if "forward" in module.__dict__:
         return False
     children = [*module.children()]
-    return any(_is_norm(child) for child in children) and any(_is_conv(c) for c in children)
-
-
-def _is_norm(module: Module) -> bool:
-    return type(module) is torch.nn.BatchNorm2d and is_accelerated(module)
+    return any(is_norm(child) for child in children) and any(_is_conv(c) for c in children)
 
 
 def _is_conv(module: Module) -> bool:
@@ -162,7 +158,7 @@ def _traced_pairs(tracer: fx.Tracer, root: Module) -> list[_Pair] | str:
         source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
             conv, norm = modules[str(source.target)], modules[str(node.target)]
-            if _is_conv(conv) and _is_norm(norm) and times[conv] == times[norm] == 1:
+            if _is_conv(conv) and is_norm(norm) and times[conv] == times[norm] == 1:
                 pairs.append((conv, norm))
     return pairs
 

@@ -277,6 +277,11 @@ def _check_shapes(
     _expect(lengths is None or batch_sizes is None, "lengths or batch_sizes, got both")
     hidden = weight_ih.shape[0] // 4
     out = hidden if weight_hr is None else weight_hr.shape[0]
+    _expect(
+        weight_ih.shape[1] == input.shape[-1],
+        f"weight_ih of shape [{4 * hidden}, {input.shape[-1]}] for inputs of size "
+        f"{input.shape[-1]}, got {list(weight_ih.shape)}",
+    )
     batch: int | torch.SymInt
     if batch_sizes is None:
         batch = input.shape[1]
@@ -284,7 +289,6 @@ def _check_shapes(
         known = [state.shape[0] for state in states if state is not None]
         batch = known[0] if known else torch.library.get_ctx().new_dynamic_size()
     for name, tensor, shape in (
-        ("weight_ih", weight_ih, (4 * hidden, input.shape[-1])),
         ("weight_hh", weight_hh, (4 * hidden, out)),
         ("bias_ih", bias_ih, (4 * hidden,)),
         ("bias_hh", bias_hh, (4 * hidden,)),
