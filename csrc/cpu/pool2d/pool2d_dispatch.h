@@ -74,14 +74,18 @@ inline int64_t output_elements(const Pool2dShape& s) {
 // --- Results past the caches --------------------------------------------------------------------
 
 inline constexpr int64_t kStageFloats = 4096;  // a third of L1
+// A block is two pages. While it is on its way to memory the next one is computed, as far as the
+// processor's queue of stores allows: with 16 KiB the two took turns, 1.15x the time.
+inline constexpr int64_t kBlockFloats = 2048;
 
-// Rows of `row` floats that fit the stage: where possible even in number, since windows of stride 2
-// share the work of two rows, and whole cache lines, so that no two blocks write the same one.
+// Rows of `row` floats in a block: where possible even in number, since windows of stride 2 share
+// the work of two rows, and whole cache lines, so that no two blocks write the same one.
 inline int64_t staged_rows(int64_t row) {
   constexpr int64_t kLineFloats = 16;
   const int64_t fit = kStageFloats / row;
   const int64_t whole = 2 * kLineFloats / std::gcd(row, kLineFloats);
-  return fit >= whole ? fit / whole * whole : fit;
+  if (fit < whole) return fit;
+  return std::max(kBlockFloats / row / whole, int64_t{1}) * whole;
 }
 
 // Rows of grad_input, dense and one after another, by a kernel that writes them into a stage in L1,

@@ -19,7 +19,8 @@ inline int64_t element_of(const Strides4& strides, int64_t n, int64_t c, int64_t
 }
 
 // Elements between a window that is read and what is fetched meanwhile, where tensors come out of
-// memory: rows of gradients and of offsets are more streams than the hardware follows.
+// memory: rows of gradients and of offsets are more streams than the hardware follows. (Always
+// inlined, because GCC drops calls of functions that only prefetch as having no effect.)
 constexpr int64_t kSourceAhead = 1024;
 
 // Marks lanes between windows; stays negative when a tap number is added.
@@ -41,13 +42,17 @@ struct MaxGrad {
             offsets + element_of(call.offset_strides, n, c, i, j)};
   }
   Source advance(Source s, int64_t outputs) const { return {s.grad + outputs, s.offset + outputs}; }
+  Source down(Source s, int64_t rows) const {
+    return {s.grad + rows * call.grad_output_strides.row,
+            s.offset + rows * call.offset_strides.row};
+  }
   // True when offsets lie as the gradients do.
   bool sources_dense() const {
     const Strides4 &a = call.offset_strides, &b = call.grad_output_strides;
     return a.batch == b.batch && a.channel == b.channel && a.row == b.row;
   }
   template <int Vectors>
-  void prefetch(Source s) const {
+  [[gnu::always_inline]] void prefetch(Source s) const {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s.grad + v * Simd::kLanes + kSourceAhead);
     __builtin_prefetch(s.offset + kSourceAhead);
@@ -106,9 +111,10 @@ struct AvgGrad {
     return call.grad_output + element_of(call.grad_output_strides, n, c, i, j);
   }
   Source advance(Source s, int64_t outputs) const { return s + outputs; }
+  Source down(Source s, int64_t rows) const { return s + rows * call.grad_output_strides.row; }
   bool sources_dense() const { return true; }
   template <int Vectors>
-  void prefetch(Source s) const {
+  [[gnu::always_inline]] void prefetch(Source s) const {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s + v * Simd::kLanes + kSourceAhead);
   }

@@ -36,6 +36,10 @@ inline void for_each_input_row(const Grad& grad, RowRange range, const Visit& vi
 // A vector of inputs is S registers: with stride 2 the inputs whose padded column is even and those
 // whose is odd. `base` is padded column / S of lane 0; window base - d holds the lanes at tap
 // d * S (+ 1 for the odd ones). kShifts distances d matter.
+//
+// The kernels of fixed windows begin pairs of inputs at column 0 for every padding, because stores
+// that cross cache lines cost twice: with Phase 1, for odd paddings of stride 2, register p holds
+// the padded columns S * (base + lane) + p + 1, and distances are counted from base + 1.
 template <int S>
 inline int64_t shifts_of(int64_t kernel) {
   return S == 1 ? kernel : (kernel + 1) / 2;
@@ -52,16 +56,17 @@ struct GradEdge {
 };
 
 template <int S, int Shifts>
-inline GradEdge<S, Shifts> grad_edge(int64_t base, const Pool2dShape& s) {
+inline GradEdge<S, Shifts> grad_edge(int64_t base, int64_t phase, const Pool2dShape& s) {
   GradEdge<S, Shifts> edge;
   edge.base = base;
   for (int d = 0; d < Shifts; ++d) {
-    edge.begin[d] = clamp_to(d - base, 0, kLanes);
-    edge.end[d] = clamp_to(s.out_width - base + d, edge.begin[d], kLanes);
+    const int64_t window = base + phase - d;
+    edge.begin[d] = clamp_to(-window, 0, kLanes);
+    edge.end[d] = clamp_to(s.out_width - window, edge.begin[d], kLanes);
     edge.windows[d] = Simd::mask_range(edge.begin[d], edge.end[d]);
   }
   for (int p = 0; p < S; ++p)
-    edge.inputs[p] = lanes_in(base * S - s.padding_width + p * kLanes, s.in_width);
+    edge.inputs[p] = lanes_in(base * S + phase - s.padding_width + p * kLanes, s.in_width);
   return edge;
 }
 
@@ -78,76 +83,72 @@ inline void store_inputs(float* target, Simd::Reg (&sum)[S], const Simd::Mask* i
   }
 }
 
-// One row of inputs and the rows of windows that hold it, upmost first.
+// One row of inputs and the rows of windows that hold it, upmost first. The row is row R of the
+// upmost window, R - S of the next one, and so on: constants of the loops below.
 template <int K, int S, class Grad>
 struct InputRow {
   static constexpr int kMaxWindows = (K + S - 1) / S;
 
-  InputRow(const Grad& grad, int64_t n, int64_t c, int64_t y, float* first) : target(first) {
-    const Pool2dShape& s = grad.call.shape;
-    const int64_t padded = y + s.padding_height;
-    const TapRange over = windows_over(padded, K, S, s.out_height);
-    for (int64_t i = over.begin; i < over.end; ++i, ++windows) {
-      source[windows] = grad.source(n, c, i, 0);
-#pragma GCC unroll 3
-      for (int q = 0; q < K; ++q) tap[windows][q] = grad.tap((padded - i * S) * K + q);
-    }
-  }
-
   typename Grad::Source source[kMaxWindows];
-  Simd::Ints tap[kMaxWindows][K];
-  int windows = 0;
   float* target;  // column 0 of grad_input's row
 };
 
-template <int K, int S, int Windows, bool Masked, class Grad>
-[[gnu::always_inline]] inline void grad_fixed_vector(const Grad& grad,
-                                                     const InputRow<K, S, Grad>& row, int64_t base,
-                                                     const GradEdge<S, (K + S - 1) / S>* edge) {
-  constexpr int kShifts = (K + S - 1) / S;
+template <int K, int S, int Phase>
+constexpr int kGradShifts = (K + S - 1 + Phase) / S;
+
+template <int K, int S, int Phase, int R, int Windows, bool Masked, class Grad>
+[[gnu::always_inline]] inline void grad_fixed_vector(
+    const Grad& grad, const InputRow<K, S, Grad>& row, int64_t base,
+    const GradEdge<S, kGradShifts<K, S, Phase>>* edge) {
+  constexpr int kShifts = kGradShifts<K, S, Phase>;
   Simd::Reg sum[S];
   for (int p = 0; p < S; ++p) sum[p] = Simd::zero();
 #pragma GCC unroll 3
   for (int i = 0; i < Windows; ++i) {
     const auto source = row.source[i];
+    // At the first of the rows that read these windows.
+    if (R - i * S == 0) grad.template prefetch<1>(grad.advance(source, base));
 #pragma GCC unroll 3
     for (int d = kShifts - 1; d >= 0; --d) {
 #pragma GCC unroll 2
       for (int p = 0; p < S; ++p) {
-        if (d * S + p >= K) continue;
-        const Simd::Ints tap = row.tap[i][d * S + p];
-        sum[p] = Masked ? grad.add_range(sum[p], source, base - d, tap, edge->begin[d],
-                                         edge->end[d], edge->windows[d])
-                        : grad.add_all(sum[p], source, base - d, tap);
+        const int q = d * S + p - Phase;
+        if (q < 0 || q >= K) continue;
+        const Simd::Ints tap = grad.tap((R - i * S) * K + q);
+        const int64_t window = base + Phase - d;
+        sum[p] = Masked ? grad.add_range(sum[p], source, window, tap, edge->begin[d], edge->end[d],
+                                         edge->windows[d])
+                        : grad.add_all(sum[p], source, window, tap);
       }
     }
   }
   for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);
-  store_inputs<S, Masked>(row.target + base * S - grad.call.shape.padding_width, sum,
+  store_inputs<S, Masked>(row.target + base * S + Phase - grad.call.shape.padding_width, sum,
                           Masked ? edge->inputs : nullptr);
 }
 
 // The vectors of an input row that an edge cuts, prepared once for all rows; few for the same
 // reason as in EdgeVectors.
-template <int K, int S>
+template <int K, int S, int Phase>
 struct GradVectors {
   static constexpr int kMax = 6;
-  static constexpr int kShifts = (K + S - 1) / S;
+  static constexpr int kShifts = kGradShifts<K, S, Phase>;
 
   explicit GradVectors(const Pool2dShape& s) {
-    const int64_t end = (s.in_width + s.padding_width + S - 1) / S;
+    const int64_t end = (s.in_width + s.padding_width - Phase + S - 1) / S;
     const auto is_inner = [&](int64_t base) {
-      const int64_t column = base * S - s.padding_width;
-      return column >= 0 && column + S * kLanes <= s.in_width && base >= kShifts - 1 &&
-             base + kLanes <= s.out_width;
+      const int64_t column = base * S + Phase - s.padding_width;
+      const int64_t last = base + Phase;  // window of lane 0; the first is kShifts - 1 before it
+      return column >= 0 && column + S * kLanes <= s.in_width && last >= kShifts - 1 &&
+             last + kLanes <= s.out_width;
     };
-    int64_t base = s.padding_width / S;
+    int64_t base = (s.padding_width - Phase) / S;
     for (; base < end && !is_inner(base); base += kLanes)
-      edges[count++] = grad_edge<S, kShifts>(base, s);
+      edges[count++] = grad_edge<S, kShifts>(base, Phase, s);
     inner_begin = base;
     while (base < end && is_inner(base)) base += kLanes;
     inner_end = base;
-    for (; base < end; base += kLanes) edges[count++] = grad_edge<S, kShifts>(base, s);
+    for (; base < end; base += kLanes) edges[count++] = grad_edge<S, kShifts>(base, Phase, s);
   }
 
   GradEdge<S, kShifts> edges[kMax];
@@ -156,27 +157,60 @@ struct GradVectors {
   int64_t inner_end;
 };
 
-template <int K, int S, int Windows, class Grad>
-inline void grad_fixed_row(const Grad& grad, const InputRow<K, S, Grad>& row,
-                           const GradVectors<K, S>& vectors) {
+template <int R, int Windows, int K, int S, int Phase, class Grad>
+void grad_fixed_row(const Grad& grad, const InputRow<K, S, Grad>& row,
+                    const GradVectors<K, S, Phase>& vectors) {
   for (int64_t base = vectors.inner_begin; base < vectors.inner_end; base += kLanes)
-    grad_fixed_vector<K, S, Windows, false, Grad>(grad, row, base, nullptr);
+    grad_fixed_vector<K, S, Phase, R, Windows, false, Grad>(grad, row, base, nullptr);
   for (int e = 0; e < vectors.count; ++e)
-    grad_fixed_vector<K, S, Windows, true>(grad, row, vectors.edges[e].base, &vectors.edges[e]);
+    grad_fixed_vector<K, S, Phase, R, Windows, true>(grad, row, vectors.edges[e].base,
+                                                     &vectors.edges[e]);
+}
+
+// Picks the loop for a row that `windows` windows hold, as row `r` of the upmost.
+template <int R, int Windows, int K, int S, int Phase, class Grad>
+inline void grad_any_row(const Grad& grad, const InputRow<K, S, Grad>& row,
+                         const GradVectors<K, S, Phase>& vectors, int64_t r, int64_t windows) {
+  if (windows == 0) return grad_fixed_row<0, 0>(grad, row, vectors);
+  if (r == R && windows == Windows) return grad_fixed_row<R, Windows>(grad, row, vectors);
+  if constexpr (Windows > 1) {
+    grad_any_row<R, Windows - 1>(grad, row, vectors, r, windows);
+  } else if constexpr (R > 0) {
+    grad_any_row<R - 1, (R - 1) / S + 1>(grad, row, vectors, r, windows);
+  }
+}
+
+template <int K, int S, int Phase, class Grad>
+void grad_phased_rows(const Grad& grad, RowRange range) {
+  const Pool2dShape& s = grad.call.shape;
+  const Strides4& gi = grad.call.grad_input_strides;
+  const GradVectors<K, S, Phase> vectors(s);
+  int64_t plane = range.begin / s.in_height;
+  int64_t y = range.begin % s.in_height;
+  for (int64_t flat = range.begin; flat < range.end; ++plane, y = 0) {
+    const int64_t n = plane / s.channels;
+    const int64_t c = plane % s.channels;
+    const auto first = grad.source(n, c, 0, 0);
+    float* target = grad.call.grad_input + (element_of(gi, n, c, 0, 0) - grad.call.first_element);
+    for (; y < s.in_height && flat < range.end; ++y, ++flat) {
+      const int64_t padded = y + s.padding_height;
+      const TapRange over = windows_over(padded, K, S, s.out_height);
+      InputRow<K, S, Grad> row;
+      row.target = target + y * gi.row;
+      for (int64_t i = over.begin; i < over.end; ++i)
+        row.source[i - over.begin] = grad.down(first, i);
+      grad_any_row<K - 1, (K - 1) / S + 1>(grad, row, vectors, padded - over.begin * S,
+                                           max_of(over.end - over.begin, 0));
+    }
+  }
 }
 
 template <int K, int S, class Grad>
 void grad_fixed_rows(const Grad& grad, RowRange range) {
-  const Pool2dShape& s = grad.call.shape;
-  const GradVectors<K, S> vectors(s);
-  for_each_input_row(grad, range, [&](int64_t n, int64_t c, int64_t y, float* target) {
-    const InputRow<K, S, Grad> row(grad, n, c, y, target);
-    constexpr int kMost = InputRow<K, S, Grad>::kMaxWindows;
-    if (row.windows == 3) return grad_fixed_row<K, S, min_of(3, kMost)>(grad, row, vectors);
-    if (row.windows == 2) return grad_fixed_row<K, S, min_of(2, kMost)>(grad, row, vectors);
-    if (row.windows == 1) return grad_fixed_row<K, S, 1>(grad, row, vectors);
-    grad_fixed_row<K, S, 0>(grad, row, vectors);
-  });
+  if constexpr (S == 2) {
+    if (grad.call.shape.padding_width % 2 == 1) return grad_phased_rows<K, S, 1>(grad, range);
+  }
+  grad_phased_rows<K, S, 0>(grad, range);
 }
 
 // As grad_fixed_rows for any kernel size.
@@ -204,7 +238,7 @@ void grad_gather_rows(const Grad& grad, RowRange range) {
         }
       }
       for (int p = 0; p < S; ++p) sum[p] = grad.finish(sum[p]);
-      const GradEdge<S, 1> edge = grad_edge<S, 1>(base, s);
+      const GradEdge<S, 1> edge = grad_edge<S, 1>(base, 0, s);
       store_inputs<S, true>(target + base * S - s.padding_width, sum, edge.inputs);
     }
   });

@@ -6,7 +6,8 @@
 //   Columns  what a vector of outputs needs:        columns(j) lanes are outputs j, j + 1, ...
 //            same_column(j) all lanes are output j, inner_columns() no window is cut
 //   State    start(), add() once per tap in row-major order, store() of the first `count` lanes;
-//            begin() may stand in for the first add()
+//            begin() may stand in for the first add(); where taps may be joined in groups,
+//            start_at() for the first tap of a group and join() with a group that comes later
 // and, where all lanes belong to one output and hold neighbouring columns,
 //   add_lanes() with the tap number of lane 0, store_one()
 // Internal linkage throughout, see gemm_ukernels_impl.h.
@@ -98,10 +99,14 @@ struct MaxOffsets {
     return {fill(), Simd::add_int(Simd::set1_int(row.first_tap), columns)};
   }
   void begin(State& state, Simd::Reg x) const { state.value = x; }
-  void add(State& state, Simd::Reg x, int64_t tap) const {
-    const Simd::Mask wins = Simd::greater_or_nan(x, state.value);
-    state.value = Simd::select(wins, x, state.value);
-    state.offset = Simd::select_int(wins, Simd::set1_int(static_cast<int32_t>(tap)), state.offset);
+  void add(State& state, Simd::Reg x, int64_t tap) const { join(state, start_at(x, tap)); }
+  State start_at(Simd::Reg x, int64_t tap) const {
+    return {x, Simd::set1_int(static_cast<int32_t>(tap))};
+  }
+  void join(State& state, const State& later) const {
+    const Simd::Mask stays = Simd::not_greater_nor_nan(later.value, state.value);
+    state.value = Simd::select(stays, state.value, later.value);
+    state.offset = Simd::select_int(stays, state.offset, later.offset);
   }
   template <bool Stream = false>
   void store(const State& state, Row, Columns, int64_t element, int64_t count) const {

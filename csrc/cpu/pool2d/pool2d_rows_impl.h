@@ -79,12 +79,11 @@ inline void load_taps(const float* p, const TapMasks<K, S>* masks, Simd::Reg fil
 
 // Rows are read in pairs, back and forth, which the hardware's prefetching of streams does not
 // follow well: without a hint, windows of stride 2 come out of memory at 40 to 60 % of the speed.
-template <int K, int S>
-inline void prefetch_row(const float* p) {
+template <int S>
+[[gnu::always_inline]] inline void prefetch_row(const float* p) {
   constexpr int64_t kAhead = 2048;
 #pragma GCC unroll 4
-  for (int i = 0; i < TapMasks<K, S>::kParts; ++i)
-    __builtin_prefetch(p + part_begin<S>(i) + kAhead);
+  for (int i = 0; i < S; ++i) __builtin_prefetch(p + i * kLanes + kAhead);
 }
 
 // One output row: its first window, of which taps `rows` exist, and its first output.
@@ -95,6 +94,30 @@ struct OutputRow {
   typename Pool::Row data;
   int64_t element;
 };
+
+// Row r of a window. Where the policy allows, the taps of a row are joined first and then the rows:
+// a chain of comparisons half as long.
+template <int K, class Pool>
+[[gnu::always_inline]] inline void add_tap_row(const Pool& pool, typename Pool::State& state,
+                                               Simd::Reg (&taps)[K], int r) {
+  constexpr bool kJoins = requires(typename Pool::State s) { pool.join(s, s); };
+  if constexpr (kJoins) {
+    if (r > 0) {
+      typename Pool::State row = pool.start_at(taps[0], r * K);
+#pragma GCC unroll 3
+      for (int q = 1; q < K; ++q) pool.add(row, taps[q], r * K + q);
+      return pool.join(state, row);
+    }
+  }
+#pragma GCC unroll 3
+  for (int q = 0; q < K; ++q) {
+    if (r == 0 && q == 0) {
+      pool.begin(state, taps[0]);
+    } else {
+      pool.add(state, taps[q], r * K + q);
+    }
+  }
+}
 
 // Outputs [j, j + count) of a row. Always inlined: a call would send the state through memory.
 template <int K, int S, bool Masked, class Pool>
@@ -110,18 +133,11 @@ template <int K, int S, bool Masked, class Pool>
   if (row.rows.begin == 0 && row.rows.end == K) {
 #pragma GCC unroll 3
     for (int r = 0; r < K; ++r) {
-      if constexpr (S == 2 && !Masked) {
-        if (r >= K - S) prefetch_row<K, S>(first + r * pitch);
+      if constexpr (S == 2) {
+        if (r >= K - S) prefetch_row<S>(first + r * pitch);
       }
       load_taps<K, S, Masked>(first + r * pitch, masks, fill, taps);
-#pragma GCC unroll 3
-      for (int q = 0; q < K; ++q) {
-        if (r == 0 && q == 0) {
-          pool.begin(state, taps[0]);
-        } else {
-          pool.add(state, taps[q], r * K + q);
-        }
-      }
+      add_tap_row<K>(pool, state, taps, r);
     }
   } else {
     for (int64_t r = row.rows.begin; r < row.rows.end; ++r) {

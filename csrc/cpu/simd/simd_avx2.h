@@ -115,6 +115,11 @@ struct Simd {
     return _mm256_castps_si256(
         _mm256_or_ps(_mm256_cmp_ps(x, y, _CMP_GT_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
   }
+  // The other lanes.
+  static Mask not_greater_nor_nan(Reg x, Reg y) {
+    return _mm256_castps_si256(
+        _mm256_and_ps(_mm256_cmp_ps(x, y, _CMP_NGT_UQ), _mm256_cmp_ps(x, x, _CMP_ORD_Q)));
+  }
   // Lanes in which x > 0 or x is NaN.
   static Mask positive_or_nan(Reg x) {
     return _mm256_castps_si256(_mm256_cmp_ps(x, zero(), _CMP_NLE_UQ));

@@ -108,13 +108,17 @@ struct Simd {
   static Mask greater_or_nan(Reg x, Reg y) {
     return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   }
+  // The other lanes: in one comparison less on the way from y.
+  static Mask not_greater_nor_nan(Reg x, Reg y) {
+    return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x, y, _CMP_NGT_UQ);
+  }
   // Lanes in which x > 0 or x is NaN.
   static Mask positive_or_nan(Reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NLE_UQ); }
   // Lanes in which x is not zero, or is NaN.
   static Mask nonzero(Reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ); }
   // y, or x in the lanes in which x > y or x is NaN: a NaN stays, the first of equals stays.
   static Reg max_or_nan(Reg x, Reg y) {
-    return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+    return _mm512_mask_max_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x, y);
   }
   // x in the lanes of the mask, else y.
   static Reg select(Mask m, Reg x, Reg y) { return _mm512_mask_mov_ps(y, m, x); }

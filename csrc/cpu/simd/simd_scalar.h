@@ -75,6 +75,7 @@ struct Simd {
   }
 
   static Mask greater_or_nan(Reg x, Reg y) { return x > y || x != x; }
+  static Mask not_greater_nor_nan(Reg x, Reg y) { return !greater_or_nan(x, y); }
   // Lanes in which x > 0 or x is NaN.
   static Mask positive_or_nan(Reg x) { return !(x <= 0.0f); }
   // Lanes in which x is not zero, or is NaN.
