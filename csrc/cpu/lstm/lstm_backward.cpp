@@ -23,6 +23,10 @@ constexpr int64_t kSlack = LstmWeightSums::kSlack;
 // Units of one step above which its gates are worth a parallel region.
 constexpr int64_t kOneStepUnits = 6000;
 
+// Gates of more floats than this have left a core's fastest caches, or come from those of another,
+// when the backward pass comes to them.
+constexpr int64_t kNearFloats = 32'000;
+
 struct Plan {
   const LstmKernels* kernels;
   const GemmKernels* gemm;
@@ -30,6 +34,7 @@ struct Plan {
   int64_t threads;  // of the products after it
   bool few_rows;    // one step of few rows: weights and sources are read as they are
   bool one_row;     // one sequence: recurrent weights are read as they are
+  bool asks;        // tiles of the recurrence ask ahead for what the forward pass left
   int64_t pitch;    // of the gate gradients
   // Offsets into scratch; see Backward for what is there.
   int64_t gate_grads, weight_hh, weight_ih, weight_hr, grad_h, grad_m, m;
@@ -70,6 +75,7 @@ Plan make_plan(const LstmBackward<float>& call) {
   p.few_rows = reads_in_place(s);
   if (p.few_rows) p.threads = std::max(p.threads, p.recurrence.threads);
   p.one_row = s.active(0) == 1 && !s.projected;
+  p.asks = s.rows() * s.gates() > kNearFloats;
   p.pitch = call.grad_gates != nullptr ? s.gates() : outer_sum_pitch(gemm, s.gates());
   place(&p.gate_grads, call.grad_gates == nullptr, s.rows() * p.pitch + kSlack);
   place(&p.weight_hh, !p.one_row, LstmPanels(gemm, s.gates(), s.output).floats());
@@ -196,47 +202,82 @@ class Backward {
   // --- The recurrence --------------------------------------------------------------------------
 
   void run_sequences(LstmRange sequences) {
-    const LstmRange all{0, recurrent_.count()};
-    for (int64_t n = s_.steps - 1; n >= 0; --n) {
+    for (int64_t n = s_.steps - 1; n >= -1; --n) {
+      step_back(n, sequences, {0, recurrent_.count()});
+      if (!s_.projected || n < 0) continue;
       const int64_t step = s_.nth_step(n);
-      const LstmRange rows = active(step, sequences);
-      if (rows.size() == 0) continue;
-      if (s_.projected) {
-        note_grad_h(step, rows, {0, s_.output});
-        through_projection(step, rows, {0, projection_.count()});
-      }
-      gate_gradients(step, rows, {0, s_.hidden});
-      through_recurrence(step, rows, all);
+      finish_projected(step, active(step, sequences), {0, projection_.count()});
     }
   }
 
   // A thread that has the columns of grad_h also needs nothing but these for the gates of the same
   // units, so one region per step is enough: it ends one step and begins the next.
   void run_units(int64_t threads) {
-    const int64_t tasks = std::min(threads, recurrent_.count());
+    const LstmRange all{0, s_.batch};
     for (int64_t n = s_.steps - 1; n >= -1; --n) {
-      const bool last = n < 0, first = n == s_.steps - 1;
-      const int64_t step = last ? 0 : s_.nth_step(n), later = first ? 0 : s_.nth_step(n + 1);
-      const LstmRange rows = last ? LstmRange{0, 0} : active(step, {0, s_.batch});
-      parallel(tasks, [&](int64_t task, int64_t) {
-        const LstmRange panels = lstm_part(recurrent_.count(), tasks, task);
-        const LstmRange columns{panels.begin * recurrent_.wide,
-                                std::min(s_.output, panels.end * recurrent_.wide)};
-        if (!first) through_recurrence(later, active(later, {0, s_.batch}), panels);
-        if (last) return;
-        if (s_.projected)
-          note_grad_h(step, rows, columns);
-        else
-          gate_gradients(step, rows, columns);
+      parallel(std::min(threads, recurrent_.count()), [&](int64_t task, int64_t tasks) {
+        step_back(n, all, lstm_part(recurrent_.count(), tasks, task));
       });
-      if (!s_.projected || last) continue;
-      parallel(std::min(threads, projection_.count()), [&](int64_t task, int64_t parts) {
-        const LstmRange panels = lstm_part(projection_.count(), parts, task);
-        through_projection(step, rows, panels);
-        gate_gradients(
-            step, rows,
-            {panels.begin * projection_.wide, std::min(s_.hidden, panels.end * projection_.wide)});
+      if (!s_.projected || n < 0) continue;
+      const int64_t step = s_.nth_step(n);
+      parallel(std::min(threads, projection_.count()), [&](int64_t task, int64_t tasks) {
+        finish_projected(step, active(step, all), lstm_part(projection_.count(), tasks, task));
       });
+    }
+  }
+
+  // From the gate gradients of the step computed after the n-th to those of the n-th, or with a
+  // projection to grad_h; for -1, to the gradients of the initial states. Columns of some panels.
+  void step_back(int64_t n, LstmRange sequences, LstmRange panels) {
+    const LstmRange none{sequences.begin, sequences.begin};
+    const bool first = n == s_.steps - 1, last = n < 0;
+    const int64_t step = last ? 0 : s_.nth_step(n), later = first ? 0 : s_.nth_step(n + 1);
+    const LstmRange here = last ? none : active(step, sequences);
+    const LstmRange after = first ? none : active(later, sequences);
+    const LstmRange columns{panels.begin * recurrent_.wide,
+                            std::min(s_.output, panels.end * recurrent_.wide)};
+    // Rows of both steps are finished in the tiles that add up their grad_h.
+    const bool fused = !s_.projected && !plan_.one_row;
+    const int64_t both = fused ? std::min(here.end, after.end) : none.end;
+    tiles_back(step, later, {none.end, both}, panels);
+    through_recurrence(later, {both, after.end}, panels);
+    if (both >= here.end) return;
+    if (s_.projected)
+      note_grad_h(step, {both, here.end}, columns);
+    else
+      gate_gradients(step, {both, here.end}, columns);
+  }
+
+  void tiles_back(int64_t step, int64_t later, LstmRange rows, LstmRange panels) {
+    LstmRun runs[2];
+    const int count = lstm_runs(s_, step, rows, call_.cells, call_.c_0, s_.hidden, runs);
+    // All terms but the last of a deep sum are added up panel by panel.
+    const int64_t before = (s_.gates() - 1) / LstmPanels::kDepth * LstmPanels::kDepth;
+    for (int i = 0; i < count; ++i)
+      for (int64_t p = panels.begin; p < panels.end; ++p) {
+        const LstmRange some{runs[i].begin, runs[i].end};
+        if (before > 0) through_recurrence(later, some, {p, p + 1}, before);
+        panel_back(step, later, runs[i], p, before);
+      }
+  }
+
+  // The tiles of one panel; its first `before` terms stand in grad_h_0.
+  void panel_back(int64_t step, int64_t later, const LstmRun& run, int64_t panel, int64_t before) {
+    const int64_t column = panel * recurrent_.wide, width = recurrent_.width(panel);
+    const LstmGradForms& forms =
+        width == recurrent_.wide ? kernels_.grad_wide : kernels_.grad_narrow;
+    const int64_t rows = run.end - run.begin, tiles = ceil_div(rows, forms.max_rows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const LstmRange part = lstm_part(rows, tiles, i);
+      LstmGradTile tile;
+      set_gates(step, run, part, {column, std::min(column + width, s_.hidden)}, &tile.gates);
+      if (before == 0) tile.gates.grad_m = nullptr;
+      tile.depth = s_.gates() - before;
+      tile.later = gate_grads(s_.first_row(later) + run.begin + part.begin) + before;
+      tile.later_pitch = plan_.pitch;
+      tile.weights = at(plan_.weight_hh) + column * s_.gates() + before * width;
+      tile.asks = plan_.asks;
+      forms.by_rows[part.size() - 1](tile);
     }
   }
 
@@ -252,19 +293,24 @@ class Backward {
     }
   }
 
-  void through_projection(int64_t step, LstmRange rows, LstmRange panels) {
+  // From grad_h of a step to the gates of the units of some panels.
+  void finish_projected(int64_t step, LstmRange rows, LstmRange panels) {
     multiply_by_panels(gemm_, projection_, panels, at(plan_.weight_hr),
                        {at(plan_.grad_h) + (s_.first_row(step) + rows.begin) * s_.output, s_.output,
                         rows.size(), at(plan_.grad_m) + rows.begin * s_.hidden, s_.hidden});
+    gate_gradients(
+        step, rows,
+        {panels.begin * projection_.wide, std::min(s_.hidden, panels.end * projection_.wide)});
   }
 
-  void through_recurrence(int64_t step, LstmRange rows, LstmRange panels) {
-    if (rows.size() == 0) return;
+  // With `terms`, only so many, the first ones.
+  void through_recurrence(int64_t step, LstmRange rows, LstmRange panels, int64_t terms = 0) {
+    if (rows.size() <= 0) return;
     if (plan_.one_row)
       return multiply_one_row(recurrent_, panels, step, call_.weight_hh, call_.grad_h_0);
     multiply_by_panels(gemm_, recurrent_, panels, at(plan_.weight_hh),
                        {gate_grads(s_.first_row(step) + rows.begin), plan_.pitch, rows.size(),
-                        call_.grad_h_0 + rows.begin * s_.output, s_.output},
+                        call_.grad_h_0 + rows.begin * s_.output, s_.output, terms},
                        plan_.few_rows ? call_.weight_hh : nullptr);
   }
 
@@ -282,24 +328,31 @@ class Backward {
     LstmRun runs[2];
     const int count = lstm_runs(s_, step, rows, call_.cells, call_.c_0, s_.hidden, runs);
     for (int i = 0; i < count; ++i) {
-      const int64_t r = runs[i].begin, row = s_.first_row(step) + r, u = units.begin;
-      LstmGateGradients g{};
-      g.rows = runs[i].end - r;
-      g.units = units.size();
-      g.hidden = s_.hidden;
-      g.gates = call_.gates + row * s_.gates() + u;
-      g.cells = call_.cells + row * s_.hidden + u;
-      g.cells_before = runs[i].before == nullptr ? nullptr : runs[i].before + u;
-      g.grad_m = (s_.projected ? at(plan_.grad_m) : call_.grad_h_0) + r * s_.hidden + u;
-      g.grad_m_pitch = s_.hidden;
-      if (call_.grad_output != nullptr && !s_.projected)
-        g.grad_output = call_.grad_output + row * s_.hidden + u;
-      g.grad_output_pitch = s_.hidden;
-      g.grad_c = call_.grad_c_0 + r * s_.hidden + u;
-      g.grad_gates = gate_grads(row) + u;
-      g.grad_gates_pitch = plan_.pitch;
+      LstmGateGradients g;
+      set_gates(step, runs[i], {0, runs[i].end - runs[i].begin}, units, &g);
       kernels_.gate_gradients(g);
     }
+  }
+
+  // Rows [part] of a run.
+  void set_gates(int64_t step, const LstmRun& run, LstmRange part, LstmRange units,
+                 LstmGateGradients* g) {
+    const int64_t r = run.begin + part.begin, row = s_.first_row(step) + r, u = units.begin;
+    g->rows = part.size();
+    g->units = units.size();
+    g->hidden = s_.hidden;
+    g->gates = call_.gates + row * s_.gates() + u;
+    g->cells = call_.cells + row * s_.hidden + u;
+    g->cells_before = run.before == nullptr ? nullptr : run.before + part.begin * s_.hidden + u;
+    g->grad_m = (s_.projected ? at(plan_.grad_m) : call_.grad_h_0) + r * s_.hidden + u;
+    g->grad_m_pitch = s_.hidden;
+    g->grad_output = call_.grad_output == nullptr || s_.projected
+                         ? nullptr
+                         : call_.grad_output + row * s_.hidden + u;
+    g->grad_output_pitch = s_.hidden;
+    g->grad_c = call_.grad_c_0 + r * s_.hidden + u;
+    g->grad_gates = gate_grads(row) + u;
+    g->grad_gates_pitch = plan_.pitch;
   }
 
   // --- The products over all steps -------------------------------------------------------------

@@ -30,20 +30,24 @@ constexpr int64_t kAheadRows = 256;
 constexpr int64_t kStreamedWeights = 3'000'000;
 // Rows of a call up to which all weights are read as they are.
 constexpr int64_t kInPlaceRows = 6;
+// Packed weights of so many floats are packed by every thread for itself.
+constexpr int64_t kOwnWeights = 50'000;
 constexpr int64_t kAlign = 16;
 
 struct Plan {
   const LstmKernels* kernels;
   const GemmKernels* gemm;
   LstmThreads threads;
-  int64_t blocks;       // of `lanes` units
-  int64_t width;        // 4 * lanes * blocks
-  bool narrow;          // the last units form a narrow block after these
-  bool in_place;        // weights are read as they are, for one step at a time
-  bool ahead;           // input products are computed some steps ahead
-  bool streams;         // high tiles ask for the next block's weights
-  int64_t ahead_steps;  // how many steps; each has room for active(0) rows
-  int64_t weights_x, weights_h, bias, pre, m, projection;  // offsets into scratch
+  int64_t blocks;                            // of `lanes` units
+  int64_t width;                             // 4 * lanes * blocks
+  bool narrow;                               // the last units form a narrow block after these
+  bool in_place;                             // weights are read as they are, for one step at a time
+  bool ahead;                                // input products are computed some steps ahead
+  bool streams;                              // high tiles ask for the next block's weights
+  int64_t ahead_steps;                       // how many steps; each has room for active(0) rows
+  int64_t copies;                            // of the packed weights
+  int64_t weights_x, weights_h, bias, copy;  // offsets into a copy, and its size
+  int64_t pre, m, projection;                // offsets into scratch
   int64_t scratch;
 };
 
@@ -88,6 +92,13 @@ Plan make_plan(const LstmShape& s) {
   place(&p.weights_x, p.in_place ? 0 : s.input * packed);
   place(&p.weights_h, p.in_place ? 0 : s.output * packed);
   place(&p.bias, packed);
+  p.copy = p.scratch;
+  // A thread reads what it has packed itself faster than what others have: in less time than one
+  // of them would have packed a few weights for all.
+  const bool own =
+      p.threads.split == LstmSplit::kSequences && p.copy <= kOwnWeights && !s.projected;
+  p.copies = own ? p.threads.threads : 1;
+  p.scratch *= p.copies;
   place(&p.pre, p.ahead_steps * s.active(0) * p.width);
   if (s.projected) {
     place(&p.m, s.batch * s.hidden);
@@ -99,23 +110,29 @@ Plan make_plan(const LstmShape& s) {
 class Forward {
  public:
   Forward(const LstmForward<float>& call, const Plan& plan, float* scratch)
-      : call_(call), s_(call.shape), plan_(plan), scratch_(scratch) {}
+      : call_(call), s_(call.shape), plan_(plan), packed_(scratch), scratch_(scratch) {}
 
   void run() {
     FlushDenormals flush;
     const int64_t threads = plan_.threads.threads;
-    // Packing is bound by memory; a region only pays for large weights.
-    const int64_t weights = (s_.input + s_.output) * plan_.width;
-    const int64_t packers = weights > 50'000 && !plan_.in_place ? threads : 1;
-    parallel_for(packers, [&](int64_t task) {
-      FlushDenormals flush_here;
-      pack(lstm_part(plan_.blocks, packers, task), task == 0);
-    });
+    if (plan_.copies == 1) {
+      // Packing is bound by memory; a region only pays for large weights.
+      const int64_t packers = plan_.copy > kOwnWeights ? threads : 1;
+      parallel_for(packers, [&](int64_t task) {
+        FlushDenormals flush_here;
+        pack(lstm_part(plan_.blocks, packers, task), task == 0);
+      });
+    }
     start_states();
     if (plan_.threads.split == LstmSplit::kSequences) {
       parallel_for(threads, [&](int64_t task) {
         FlushDenormals flush_here;
-        run_sequences(lstm_sequences(s_, threads, task));
+        Forward part = *this;
+        if (plan_.copies > 1) {
+          part.packed_ += task * plan_.copy;
+          part.pack({0, plan_.blocks}, true);
+        }
+        part.run_sequences(lstm_sequences(s_, threads, task));
       });
     } else {
       run_units(threads);
@@ -138,12 +155,12 @@ class Forward {
   // Weights and bias of block b; its units take `wide` places for each gate.
   void pack_block(int64_t b, int64_t wide) {
     if (!plan_.in_place) {
-      pack_block(b, wide, call_.weight_ih, s_.input, scratch_ + plan_.weights_x);
-      pack_block(b, wide, call_.weight_hh, s_.output, scratch_ + plan_.weights_h);
+      pack_block(b, wide, call_.weight_ih, s_.input, packed_ + plan_.weights_x);
+      pack_block(b, wide, call_.weight_hh, s_.output, packed_ + plan_.weights_h);
     }
     const int64_t lanes = plan_.kernels->lanes, unit = b * lanes;
     const int64_t valid = std::min(wide, s_.hidden - unit);
-    float* bias = scratch_ + plan_.bias + b * 4 * lanes;
+    float* bias = packed_ + plan_.bias + b * 4 * lanes;
     std::fill_n(bias, 4 * wide, 0.0f);
     for (const float* from : {call_.bias_ih, call_.bias_hh})
       for (int64_t g = 0; g < 4 && from != nullptr; ++g)
@@ -236,7 +253,7 @@ class Forward {
                                 s_.input, joined ? (end - n) * active : active,
                                 ahead_row(joined && s_.reverse ? end - 1 : m, sequences.begin),
                                 plan_.width};
-      multiply_by_gates(*plan_.gemm, s_.input, blocks, scratch_ + plan_.weights_x, product);
+      multiply_by_gates(*plan_.gemm, s_.input, blocks, packed_ + plan_.weights_x, product);
       if (joined) return;
     }
   }
@@ -297,7 +314,7 @@ class Forward {
         }
         // Each tile brings in a part of the weights of the block that follows.
         const int64_t next = n % 2 == 0 ? b + 1 : b - 1;
-        tile.soon = scratch_ + plan_.weights_h + (next * lines + i) * kLstmLine * s_.output;
+        tile.soon = packed_ + plan_.weights_h + (next * lines + i) * kLstmLine * s_.output;
         own.streaming(tile);
       }
     }
@@ -325,17 +342,17 @@ class Forward {
     LstmCellTile t;  // each field once: to zero them all first takes as long as the rest
     t.hidden = s_.hidden;
     t.units = std::min(count * lanes, s_.hidden - unit);
-    t.bias = scratch_ + plan_.bias + b * block;
+    t.bias = packed_ + plan_.bias + b * block;
     t.pre = ahead ? ahead_row(n, r) + b * block : nullptr;
     t.pre_pitch = plan_.width;
     t.x_depth = ahead ? 0 : s_.input;
     t.x = ahead ? nullptr : call_.input + row * s_.input;
     t.x_pitch = s_.input;
-    t.weights_x = scratch_ + plan_.weights_x + b * block * s_.input;
+    t.weights_x = packed_ + plan_.weights_x + b * block * s_.input;
     t.h_depth = h_depth;
     t.h = h_depth == 0 ? nullptr : run.before + (r - run.begin) * s_.output;
     t.h_pitch = s_.output;
-    t.weights_h = scratch_ + plan_.weights_h + b * block * s_.output;
+    t.weights_h = packed_ + plan_.weights_h + b * block * s_.output;
     t.c = call_.c_n + r * s_.hidden + unit;
     t.out =
         (s_.projected ? scratch_ + plan_.m + r * s_.hidden : call_.output + row * s_.output) + unit;
@@ -361,6 +378,7 @@ class Forward {
   const LstmForward<float>& call_;
   const LstmShape& s_;
   const Plan& plan_;
+  float* packed_;  // the copy of the weights that this object reads
   float* scratch_;
 };
 

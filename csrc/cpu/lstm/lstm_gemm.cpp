@@ -8,8 +8,6 @@
 namespace fastconv::cpu {
 namespace {
 
-// Depth of the part of a panel that is multiplied at once: 64 columns of it fill 128 KB.
-constexpr int64_t kPanelDepth = 512;
 // Panels of one strip of an outer sum: its results stay in a core's cache while all rows pass.
 constexpr int64_t kStripPanels = 8;
 
@@ -32,8 +30,8 @@ void for_tiles(int64_t rows, int64_t most, Body&& body) {
 
 void multiply_panel(const GemmFamily& family, const LstmProduct& product, const float* b,
                     int64_t b_pitch, int64_t depth, int64_t column, int64_t columns) {
-  for (int64_t k = 0; k < depth; k += kPanelDepth) {
-    const int64_t part = std::min(kPanelDepth, depth - k);
+  for (int64_t k = 0; k < depth; k += LstmPanels::kDepth) {
+    const int64_t part = std::min(LstmPanels::kDepth, depth - k);
     for_tiles(product.rows, family.max_rows, [&](int64_t row, int64_t rows) {
       const GemmTile tile{part,
                           product.a + row * product.a_pitch + k,
@@ -127,15 +125,15 @@ void pack_ragged_panel(const LstmKernels& kernels, const LstmPanels& panels, con
 
 void multiply_by_panels(const GemmKernels& gemm, const LstmPanels& panels, LstmRange which,
                         const float* packed, const LstmProduct& product, const float* in_place) {
+  const int64_t depth = product.depth > 0 ? product.depth : panels.depth;
   for (int64_t p = which.begin; p < which.end; ++p) {
     const int64_t column = p * panels.wide, width = panels.width(p);
     const GemmFamily& family = width == panels.wide ? gemm.rows_wide : gemm.rows_narrow;
     if (in_place != nullptr && column + panels.wide <= panels.columns) {
-      multiply_panel(family, product, in_place + column, panels.columns, panels.depth, column,
-                     width);
+      multiply_panel(family, product, in_place + column, panels.columns, depth, column, width);
       continue;
     }
-    multiply_panel(family, product, packed + column * panels.depth, width, panels.depth, column,
+    multiply_panel(family, product, packed + column * panels.depth, width, depth, column,
                    std::min(width, panels.columns - column));
   }
 }

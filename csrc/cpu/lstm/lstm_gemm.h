@@ -22,6 +22,8 @@ struct LstmPanels {
   int64_t wide;
   int64_t narrow;
   int64_t count() const { return (columns + wide - 1) / wide; }
+  // Terms of a sum that are added up at once: as many rows of a panel stay in a core's own cache.
+  static constexpr int64_t kDepth = 512;
   int64_t width(int64_t panel) const { return columns - panel * wide <= narrow ? narrow : wide; }
   int64_t floats() const { return count() * wide * depth; }
 };
@@ -40,6 +42,7 @@ struct LstmProduct {
   int64_t rows;
   float* c;  // [rows, columns], rows c_pitch apart; replaced
   int64_t c_pitch;
+  int64_t depth = 0;  // only the first terms of the sums; 0: all
 };
 
 // The columns of panels [which]. With `in_place`, whole panels are read from B as it is.

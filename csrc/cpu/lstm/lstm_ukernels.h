@@ -56,13 +56,31 @@ struct LstmGateGradients {
   const float* gates;         // [rows, 4, hidden]
   const float* cells;         // [rows, hidden]
   const float* cells_before;  // [rows, hidden], or nullptr for zeros
-  const float* grad_m;        // [rows, units] gradient of o * tanh(c)
+  const float* grad_m;        // [rows, units] gradient of o * tanh(c); nullptr: see LstmGradTile
   int64_t grad_m_pitch;
   const float* grad_output;  // added to grad_m, or nullptr
   int64_t grad_output_pitch;
   float* grad_c;      // [rows, hidden], becomes the gradient of the cell state before
   float* grad_gates;  // [rows, 4, hidden], before the activations
   int64_t grad_gates_pitch;
+};
+
+// A backward step of some rows and the units of one panel, which is all of gates.units:
+//   grad_m = gates.grad_m + later * weights, the former unless it is nullptr; then the gates.
+struct LstmGradTile {
+  LstmGateGradients gates;
+  int64_t depth;
+  const float* later;  // [rows, depth] gradients of the gates one step later
+  int64_t later_pitch;
+  const float* weights;  // [depth, vectors * lanes]
+  bool asks;             // what `gates` points at lies far away
+};
+
+using LstmGradFn = void (*)(const LstmGradTile& tile);
+
+struct LstmGradForms {
+  int64_t max_rows;
+  const LstmGradFn* by_rows;  // by_rows[rows - 1]
 };
 
 // `valid` <= lanes rows of two matrices times a column each:
@@ -102,6 +120,8 @@ struct LstmKernels {
   // and whose bias is [4, lanes / 4]; such a tile may be higher. 0 rows: there are none.
   int64_t narrow_rows;
   const LstmCellFn* narrow_by_rows;
+  LstmGradForms grad_wide;    // for panels as wide as those of GemmKernels::rows_wide
+  LstmGradForms grad_narrow;  // and rows_narrow
   void (*gate_gradients)(const LstmGateGradients& call);
   void (*dots)(const LstmDots& dots);
   void (*row_product)(const LstmRowProduct& product);

@@ -8,6 +8,8 @@
 #include "cpu/lstm/lstm_ukernels.h"
 #include "cpu/lstm/lstm_ukernels_impl.h"
 
+#include "cpu/lstm/lstm_grad_ukernels_impl.h"
+
 namespace fastconv::cpu {
 namespace {
 
@@ -23,8 +25,18 @@ constexpr auto kNarrow = NarrowTiles<std::make_integer_sequence<int, kNarrowRows
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx2 = {
-    kLanes,          3,     kForms,          kNarrowRows,      kNarrow,
-    &gate_gradients, &dots, &row_product<8>, &transpose_strip, &pack_rows,
+    kLanes,
+    3,
+    kForms,
+    kNarrowRows,
+    kNarrow,
+    grad_forms<6, 2>(),
+    grad_forms<12, 1>(),
+    &gate_gradients,
+    &dots,
+    &row_product<8>,
+    &transpose_strip,
+    &pack_rows,
     &cell_outputs,
 };
 

@@ -8,6 +8,8 @@
 #include "cpu/lstm/lstm_ukernels.h"
 #include "cpu/lstm/lstm_ukernels_impl.h"
 
+#include "cpu/lstm/lstm_grad_ukernels_impl.h"
+
 namespace fastconv::cpu {
 namespace {
 
@@ -22,8 +24,18 @@ constexpr auto kNarrow = NarrowTiles<std::make_integer_sequence<int, kNarrowRows
 }  // namespace
 
 const LstmKernels kLstmKernelsAvx512 = {
-    kLanes,          6,     kForms,           kNarrowRows,      kNarrow,
-    &gate_gradients, &dots, &row_product<16>, &transpose_strip, &pack_rows,
+    kLanes,
+    6,
+    kForms,
+    kNarrowRows,
+    kNarrow,
+    grad_forms<6, 4>(),
+    grad_forms<12, 2>(),
+    &gate_gradients,
+    &dots,
+    &row_product<16>,
+    &transpose_strip,
+    &pack_rows,
     &cell_outputs,
 };
 

@@ -18,7 +18,6 @@ using fastconv::cpu::LstmCellFn;
 using fastconv::cpu::LstmCellForm;
 using fastconv::cpu::LstmCellTile;
 using fastconv::cpu::LstmDots;
-using fastconv::cpu::LstmGateGradients;
 using fastconv::cpu::LstmKernels;
 using fastconv::cpu::LstmRowProduct;
 
@@ -269,41 +268,6 @@ template <int... RowsMinusOne>
 struct NarrowTiles<std::integer_sequence<int, RowsMinusOne...>> {
   static constexpr LstmCellFn kByRows[] = {&narrow_tile<RowsMinusOne + 1>...};
 };
-
-inline void gate_gradients_row(const LstmGateGradients& t, int64_t row) {
-  const Simd::Reg one = Simd::set1(1.0f);
-  const float* gates = t.gates + row * kGates * t.hidden;
-  float* grad_gates = t.grad_gates + row * t.grad_gates_pitch;
-  float* grad_c = t.grad_c + row * t.hidden;
-  for (int64_t u = 0; u < t.units; u += kLanes) {
-    const Lanes lanes(t.units - u);
-    const Simd::Reg i = lanes.load(gates + u);
-    const Simd::Reg f = lanes.load(gates + t.hidden + u);
-    const Simd::Reg g = lanes.load(gates + 2 * t.hidden + u);
-    const Simd::Reg o = lanes.load(gates + 3 * t.hidden + u);
-    const Simd::Reg cell = Math::tanh(lanes.load(t.cells + row * t.hidden + u));
-    Simd::Reg grad_m = lanes.load(t.grad_m + row * t.grad_m_pitch + u);
-    if (t.grad_output != nullptr)
-      grad_m = Simd::add(grad_m, lanes.load(t.grad_output + row * t.grad_output_pitch + u));
-    const Simd::Reg grad_tanh = Simd::mul(grad_m, o);
-    const Simd::Reg to_cell = Simd::add(
-        lanes.load(grad_c + u), Simd::mul(grad_tanh, Simd::sub(one, Simd::mul(cell, cell))));
-    lanes.store(grad_gates + u, Simd::mul(Simd::mul(to_cell, g), Simd::mul(i, Simd::sub(one, i))));
-    const Simd::Reg before =
-        t.cells_before == nullptr ? Simd::zero() : lanes.load(t.cells_before + row * t.hidden + u);
-    lanes.store(grad_gates + t.hidden + u,
-                Simd::mul(Simd::mul(to_cell, before), Simd::mul(f, Simd::sub(one, f))));
-    lanes.store(grad_gates + 2 * t.hidden + u,
-                Simd::mul(Simd::mul(to_cell, i), Simd::sub(one, Simd::mul(g, g))));
-    lanes.store(grad_gates + 3 * t.hidden + u,
-                Simd::mul(Simd::mul(grad_tanh, cell), Simd::sub(one, o)));
-    lanes.store(grad_c + u, Simd::mul(to_cell, f));
-  }
-}
-
-void gate_gradients(const LstmGateGradients& t) {
-  for (int64_t row = 0; row < t.rows; ++row) gate_gradients_row(t, row);
-}
 
 // Lanes whose sum is that of row[k] * a[k], k < depth. Two sums, which every kCellTerms terms are
 // added to the others; rows that follow each other overlap.

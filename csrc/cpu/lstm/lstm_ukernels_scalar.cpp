@@ -7,6 +7,8 @@
 #include "cpu/lstm/lstm_ukernels.h"
 #include "cpu/lstm/lstm_ukernels_impl.h"
 
+#include "cpu/lstm/lstm_grad_ukernels_impl.h"
+
 namespace fastconv::cpu {
 namespace {
 
@@ -23,6 +25,8 @@ const LstmKernels kLstmKernelsScalar = {
     kForms,
     0,
     nullptr,
+    grad_forms<4, 2>(),
+    grad_forms<4, 1>(),
     &gate_gradients,
     &dots,
     &row_product<8>,
