@@ -178,6 +178,11 @@ std::vector<Case> cases() {
       {10, 300, 300, 3, {6, 4, 3}, 6, true, true, true},
       {40, 260, 260, 9, {}, 3, false, true, true},
   };
+  // Enough gates for backward tiles that ask ahead.
+  all.push_back({6, 50, 50, 33, {}, 6, false, true, true});
+  all.push_back({6, 100, 100, 14, {}, 7, true, true, true});
+  all.push_back({5, 140, 140, 12, {9, 9, 9, 9, 9, 7, 7, 7, 6, 3, 3, 1}, 9, false, true, true});
+  all.push_back({5, 140, 140, 12, {9, 9, 9, 9, 9, 7, 7, 7, 6, 3, 3, 1}, 9, true, false, true});
   // Large enough for a split by units.
   all.push_back({24, 512, 512, 5, {}, 2, false, true, true});
   all.push_back({24, 512, 512, 2, {}, 9, true, true, true});

@@ -10,6 +10,8 @@ namespace {
 
 // Panels of one strip of an outer sum: its results stay in a core's cache while all rows pass.
 constexpr int64_t kStripPanels = 8;
+// Sources of more floats than this have left a core's own cache when a strip comes to them again.
+constexpr int64_t kNearSources = 150'000;
 
 // Longest run of rows that are added up before they are added to the runs before, for sums over so
 // many rows. A tile's own kMaxTerms would leave sums over a few steps with one long run, in which
@@ -59,6 +61,7 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
   // With few tiles a copy of D costs more than it saves, and where the rows of D neither straddle
   // cache lines nor compete for the same L1 sets it saves nothing.
   const bool copies = sources.tiles > 2 && sum.d_pitch != outer_sum_pitch(gemm, sum.columns);
+  const bool asks = sources.floats() > kNearSources;
   const int64_t run = run_of(sources.rows);
   for (int64_t block = 0; block < sources.depth_blocks(); ++block) {
     const int64_t depth = sources.depth_of(block);
@@ -69,7 +72,14 @@ void outer_sum_strip(const GemmKernels& gemm, const LstmKernels& kernels,
                    panels + j * LstmSources::kDepth, panel);
     for (int64_t i = 0; i < sources.tiles; ++i) {
       const LstmRange rows = sources.tile(i);
+      // Each panel asks for a part of the next tile of sources, which is read for the first time.
+      const float* soon = a + rows.end * depth;
+      const int64_t soon_size =
+          asks && i + 1 < sources.tiles ? sources.tile(i + 1).size() * depth : 0;
       for (int64_t j = 0; j < columns; j += panel) {
+        for (int64_t l = soon_size * j / columns; l < soon_size * (j + panel) / columns;
+             l += kLstmLine)
+          __builtin_prefetch(soon + l, 0, 2);
         const float* b = copies ? panels + j * LstmSources::kDepth : d + j;
         const int64_t b_pitch = copies ? panel : sum.d_pitch;
         for (int64_t k = 0; k < depth; k += run)

@@ -223,42 +223,52 @@ constexpr LstmCellForm cell_form() {
 
 constexpr int kNarrowUnits = kLanes / kGates;
 
-// The cells of four rows, or of those of them that exist, in one vector: lane r * kNarrowUnits + u.
-inline void finish_narrow_cells(const LstmCellTile& t, int64_t row, int64_t rows,
-                                const float (*sums)[kLanes]) {
-  alignas(64) float pre[kGates * kLanes] = {}, c[kLanes] = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int g = 0; g < kGates; ++g)
-      for (int u = 0; u < kNarrowUnits; ++u)
-        pre[g * kLanes + r * kNarrowUnits + u] = sums[r][g * kNarrowUnits + u];
-    for (int64_t u = 0; u < t.units; ++u) c[r * kNarrowUnits + u] = t.c[(row + r) * t.hidden + u];
+// The cells of all rows of a tile, those of four rows in one vector: lane r * kNarrowUnits + u.
+template <int Rows>
+[[gnu::noinline]] void finish_narrow_cells(const LstmCellTile& t, const float (*sums)[kLanes]) {
+  constexpr int kGroups = (Rows + kGates - 1) / kGates;
+  alignas(64) float pre[kGroups][kGates * kLanes], c[kGroups][kLanes];
+  const float* from[kGroups];
+  Cells<kGroups> x;
+#pragma GCC unroll 4
+  for (int k = 0; k < kGroups; ++k) {
+    // Rows past the end repeat the last one.
+#pragma GCC unroll 4
+    for (int r = 0; r < kGates; ++r) {
+      const int row = k * kGates + r < Rows ? k * kGates + r : Rows - 1;
+#pragma GCC unroll 4
+      for (int g = 0; g < kGates; ++g)
+        __builtin_memcpy(pre[k] + g * kLanes + r * kNarrowUnits, sums[row] + g * kNarrowUnits,
+                         kNarrowUnits * sizeof(float));
+      for (int64_t u = 0; u < kNarrowUnits; ++u)
+        c[k][r * kNarrowUnits + u] = u < t.units ? t.c[row * t.hidden + u] : 0.0f;
+    }
+    from[k] = pre[k];
+    x.c[k] = Simd::load(c[k]);
   }
-  const float* const from[] = {pre};
-  Cells<1> x;
-  x.c[0] = Simd::load(c);
   x.finish(from);
-  const auto scatter = [&](Simd::Reg values, float* to, int64_t pitch) {
-    alignas(64) float lanes[kLanes];
-    Simd::store(lanes, values);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t u = 0; u < t.units; ++u) to[(row + r) * pitch + u] = lanes[r * kNarrowUnits + u];
+  const auto scatter = [&](const Simd::Reg(&values)[kGroups], float* to, int64_t pitch) {
+    alignas(64) float lanes[kGroups * kLanes];
+#pragma GCC unroll 4
+    for (int k = 0; k < kGroups; ++k) Simd::store(lanes + k * kLanes, values[k]);
+    for (int64_t r = 0; r < Rows; ++r)
+      for (int64_t u = 0; u < t.units; ++u) to[r * pitch + u] = lanes[r * kNarrowUnits + u];
   };
-  scatter(x.c[0], t.c, t.hidden);
-  scatter(x.out[0], t.out, t.out_pitch);
+  scatter(x.c, t.c, t.hidden);
+  scatter(x.out, t.out, t.out_pitch);
   if (t.gates == nullptr) return;
-  scatter(x.i[0], t.gates, kGates * t.hidden);
-  scatter(x.f[0], t.gates + t.hidden, kGates * t.hidden);
-  scatter(x.g[0], t.gates + 2 * t.hidden, kGates * t.hidden);
-  scatter(x.o[0], t.gates + 3 * t.hidden, kGates * t.hidden);
-  scatter(x.c[0], t.cells, t.hidden);
+  scatter(x.i, t.gates, kGates * t.hidden);
+  scatter(x.f, t.gates + t.hidden, kGates * t.hidden);
+  scatter(x.g, t.gates + 2 * t.hidden, kGates * t.hidden);
+  scatter(x.o, t.gates + 3 * t.hidden, kGates * t.hidden);
+  scatter(x.c, t.cells, t.hidden);
 }
 
 template <int Rows>
 void narrow_tile(const LstmCellTile& t) {
   CellRuns<Rows, 1, 1> runs;
   runs.run(t);
-  for (int row = 0; row < Rows; row += kGates)
-    finish_narrow_cells(t, row, Rows - row < kGates ? Rows - row : kGates, runs.sums + row);
+  finish_narrow_cells<Rows>(t, runs.sums);
 }
 
 template <typename Sequence>
