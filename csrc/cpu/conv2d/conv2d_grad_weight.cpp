@@ -137,7 +137,8 @@ double images_cycles(const Conv2dShape& s, Isa isa) {
 WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   constexpr int64_t kManyPixels = 128;
   constexpr int64_t kFewSums = 128 * 1024;
-  constexpr int64_t kMaxDotSums = 8 * 1024;  // a vector each
+  constexpr int64_t kMaxDotSums = 8 * 1024;    // a vector each
+  constexpr int64_t kMaxImageSums = 4 * 1024;  // likewise, in L2 beside both operands
   constexpr int64_t kFewChannels = 8;
   constexpr int64_t kManyChannels = 512;
   const Conv2dShape& s = call.shape;
@@ -160,7 +161,7 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
       few_channels || panel_suits ? WeightAlgorithm::kPanel : WeightAlgorithm::kRows;
   // What the two estimates leave out: loads that straddle cache lines, and storing the tiles' sums.
   const double others = std::min(1.35 * dot_cycles(s, isa), 1.16 * transposing_cycles(s, lanes));
-  const bool images_pay = weight_images_applies(call) && s.taps() > 1 && sums <= kMaxDotSums &&
+  const bool images_pay = weight_images_applies(call) && s.taps() > 1 && sums <= kMaxImageSums &&
                           images_cycles(s, isa) < others;
   if (weight_dot_applies(call) && s.taps() > 1 && sums <= kMaxDotSums &&
       dot_cycles(s, isa) < transposing_cycles(s, lanes))
