@@ -149,12 +149,11 @@ class Backward {
       pack_ragged_panel(kernels_, from_input_, call_.weight_ih, at(plan_.weight_ih));
     const LstmRange rows{0, s_.active(0)};
     const int64_t threads = plan_.threads;
-    const int64_t vectors = ceil_div(s_.hidden, kernels_.lanes);
+    const int64_t wide = recurrent_.wide, panels = ceil_div(s_.hidden, wide);
     parallel(rows.size() * s_.hidden > kOneStepUnits ? threads : 1,
              [&](int64_t task, int64_t tasks) {
-               const LstmRange part = lstm_part(vectors, tasks, task);
-               const LstmRange units{part.begin * kernels_.lanes,
-                                     std::min(s_.hidden, part.end * kernels_.lanes)};
+               const LstmRange part = lstm_part(panels, tasks, task);
+               const LstmRange units{part.begin * wide, std::min(s_.hidden, part.end * wide)};
                if (units.size() > 0) gate_gradients(0, rows, units);
              });
     parallel(threads, [&](int64_t task, int64_t tasks) {

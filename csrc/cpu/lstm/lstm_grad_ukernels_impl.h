@@ -85,9 +85,13 @@ template <int Together>
   if (unit < t.units) gate_gradient_rest<Together>(t, row, unit, grad_m + unit);
 }
 
+// As wide as the panels by which threads share the units: whole and masked vectors may round
+// differently, so none may be the one or the other depending on where a thread begins.
+constexpr int kTogether = kLanes == 16 ? 4 : 2;
+
 void gate_gradients(const LstmGateGradients& t) {
   for (int64_t row = 0; row < t.rows; ++row)
-    gate_gradient_row<4>(t, row, t.grad_m + row * t.grad_m_pitch);
+    gate_gradient_row<kTogether>(t, row, t.grad_m + row * t.grad_m_pitch);
 }
 
 // Asks for the lines that row `group / 5` of a tile is going to read and write, those of a gate or
