@@ -105,6 +105,23 @@ class PlainArguments {
   PyObject* const* next_;
 };
 
+// What the calls of a convolution begin with. The options are views of `memory`.
+struct ConvArguments {
+  explicit ConvArguments(PlainArguments* in)
+      : input(in->tensor()),
+        weight(in->tensor()),
+        bias(in->optional_tensor()),
+        options{in->pair(memory[0]), in->pair(memory[1]), in->pair(memory[2]), in->integer()} {}
+  ConvArguments(const ConvArguments&) = delete;
+  ConvArguments& operator=(const ConvArguments&) = delete;
+
+  const Tensor& input;
+  const Tensor& weight;
+  const Tensor bias;
+  std::array<int64_t, 2> memory[3];
+  const Conv2dOptions options;
+};
+
 PyObject* not_implemented() {
   Py_INCREF(Py_NotImplemented);
   return Py_NotImplemented;
@@ -118,17 +135,12 @@ PyObject* conv2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) 
   HANDLE_TH_ERRORS
   if (count != 7) return not_implemented();
   PlainArguments in(args);
-  const Tensor &input = in.tensor(), &weight = in.tensor();
-  const Tensor bias = in.optional_tensor();
-  std::array<int64_t, 2> memory[3];
-  const at::IntArrayRef stride = in.pair(memory[0]), padding = in.pair(memory[1]),
-                        dilation = in.pair(memory[2]);
-  const Conv2dOptions options{stride, padding, dilation, in.integer()};
+  const ConvArguments conv(&in);
   if (!in.plain) return not_implemented();
   Tensor output;
   {
     const py::gil_scoped_release no_gil;
-    output = call_conv2d(input, weight, if_defined(bias), options);
+    output = call_conv2d(conv.input, conv.weight, if_defined(conv.bias), conv.options);
   }
   return THPVariable_Wrap(std::move(output));
   END_HANDLE_TH_ERRORS
@@ -138,22 +150,18 @@ PyObject* conv_block2d(PyObject* /*module*/, PyObject* const* args, Py_ssize_t c
   HANDLE_TH_ERRORS
   if (count != 12) return not_implemented();
   PlainArguments in(args);
-  const Tensor &input = in.tensor(), &weight = in.tensor();
-  const Tensor bias = in.optional_tensor();
-  std::array<int64_t, 2> memory[5];
-  const at::IntArrayRef stride = in.pair(memory[0]), padding = in.pair(memory[1]),
-                        dilation = in.pair(memory[2]);
-  const Conv2dOptions conv{stride, padding, dilation, in.integer()};
+  const ConvArguments conv(&in);
   const std::string_view activation = in.name();
   const double slope = in.number();
   const std::string_view pool = in.name();
-  const at::IntArrayRef size = in.pair(memory[3]), step = in.pair(memory[4], true);
+  std::array<int64_t, 2> memory[2];
+  const at::IntArrayRef size = in.pair(memory[0]), step = in.pair(memory[1], true);
   if (!in.plain) return not_implemented();
   Tensor output;
   {
     const py::gil_scoped_release no_gil;
-    output = call_conv_block2d(input, weight, if_defined(bias), conv, activation, slope, pool, size,
-                               step);
+    output = call_conv_block2d(conv.input, conv.weight, if_defined(conv.bias), conv.options,
+                               activation, slope, pool, size, step);
   }
   return THPVariable_Wrap(std::move(output));
   END_HANDLE_TH_ERRORS

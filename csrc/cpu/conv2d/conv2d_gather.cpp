@@ -112,6 +112,18 @@ double channel_vector_cost(const GatherConv& conv, const Costs& costs,
   return best;
 }
 
+// Share of the multiplications that tiles of one grid row do; the other kernel rows lie outside.
+double inside_share(const GatherConv& conv) {
+  int64_t inside = 0;
+  for (int64_t tap_row : conv.tap_rows)
+    for (int64_t i = 0; i < conv.grid_height; ++i) {
+      const int64_t row = i * conv.step_height + tap_row;
+      inside += row >= 0 && row < conv.in_height ? 1 : 0;
+    }
+  return static_cast<double>(inside) /
+         static_cast<double>(conv.grid_height * static_cast<int64_t>(conv.tap_rows.size()));
+}
+
 // No lane is lost but to the number of images; input and output are transposed. Images whose
 // distance is a multiple of the first cache's sets all compete for the same ones.
 double image_vector_cost(const GatherConv& conv, const Costs& costs, bool wide_tiles) {
@@ -120,7 +132,7 @@ double image_vector_cost(const GatherConv& conv, const Costs& costs, bool wide_t
   const double depth = static_cast<double>(conv.in_channels) * taps;
   const double out = static_cast<double>(conv.out_channels);
   const double stall = std::max(1.0, 8.0 / (out * (wide_tiles ? 4.0 : 2.0)));
-  const double multiply = costs.multiply * image_vectors_inside(conv) * stall * 1.1;
+  const double multiply = costs.multiply * inside_share(conv) * stall * 1.1;
   const double steps = static_cast<double>(conv.step_height * conv.step_width);
   // Runs of fewer images than lanes are transposed in as many steps as longer ones.
   const double runs = std::max(1.0, costs.lanes / static_cast<double>(conv.batch));
@@ -142,20 +154,6 @@ double shifted_cost(const GatherConv& conv, const Costs& costs) {
   return (costs.multiply * 1.05 + copy) * shifted_work(conv) + sums + unpack;
 }
 
-// Share of the multiplications that tiles of one grid row do; the other kernel rows lie outside.
-double inside_share(const GatherConv& conv) {
-  constexpr int64_t kWideRow = 10;  // narrower ones share a tile
-  if (conv.grid_width < kWideRow) return 1.0;
-  int64_t inside = 0;
-  for (int64_t tap_row : conv.tap_rows)
-    for (int64_t i = 0; i < conv.grid_height; ++i) {
-      const int64_t row = i * conv.step_height + tap_row;
-      inside += row >= 0 && row < conv.in_height ? 1 : 0;
-    }
-  return static_cast<double>(inside) /
-         static_cast<double>(conv.grid_height * static_cast<int64_t>(conv.tap_rows.size()));
-}
-
 double rows_cost(const GatherConv& conv, const Costs& costs) {
   const double taps = static_cast<double>(conv.taps());
   const double depth = static_cast<double>(conv.in_channels) * taps;
@@ -165,7 +163,9 @@ double rows_cost(const GatherConv& conv, const Costs& costs) {
   const double columns = static_cast<double>(conv.tap_columns.size());
   const bool folds = folding_pays(conv.in_channels, static_cast<int64_t>(columns));
   const double floats = static_cast<double>(conv.in_channels) * (folds ? columns : 1.0);
-  const double multiply = costs.multiply * channel_waste * inside_share(conv) * 1.03 +
+  constexpr int64_t kWideRow = 10;  // narrower ones share a tile
+  const double inside = conv.grid_width < kWideRow ? 1.0 : inside_share(conv);
+  const double multiply = costs.multiply * channel_waste * inside * 1.03 +
                           (4.0 * costs.lanes + 0.25 * channels) / floats;
   const double steps = static_cast<double>(conv.step_height * conv.step_width);
   // Most of what is transposed goes unused when single taps skip pixels.

@@ -26,6 +26,7 @@
 // The full im2col matrix never exists.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/conv2d/conv2d.h"
@@ -69,6 +70,19 @@ struct GatherConv {
   int64_t taps() const { return static_cast<int64_t>(tap_rows.size() * tap_columns.size()); }
   int64_t pixels() const { return batch * grid_height * grid_width; }
   int64_t weights() const { return groups * out_channels * in_channels * taps(); }
+};
+
+// What the taps of one dimension reach of the input, relative to the first grid point.
+struct TapReach {
+  explicit TapReach(const std::vector<int64_t>& taps)
+      : first(*std::min_element(taps.begin(), taps.end())),
+        last(*std::max_element(taps.begin(), taps.end())) {}
+  // From the first to the last element that `points` grid points reach.
+  int64_t span(int64_t points, int64_t step) const {
+    return (points - 1) * step + last - first + 1;
+  }
+  int64_t first;
+  int64_t last;
 };
 
 enum class GatherAlgorithm {

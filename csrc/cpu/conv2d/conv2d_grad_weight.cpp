@@ -4,6 +4,7 @@
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_dots.h"
 #include "cpu/conv2d/depthwise.h"
+#include "cpu/conv2d/winograd_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/trace.h"
@@ -89,14 +90,16 @@ bool weight_winograd_pays(const Conv2dShape& s) {
 // Of the two forms 4 x 4 has the fewer products unless the border wastes too much of its tiles, and
 // nearly three times as many sums, which have to stay in the cache. The factor is the least gain in
 // products that showed as a gain in time.
-bool weight_tiles_of_4_pay(const Conv2dShape& s) {
+bool weight_tiles_of_4_pay(const Conv2dShape& s, Isa isa) {
   constexpr int64_t kFewTiles = 64;
   constexpr int64_t kCachedSums = 16 * 1024;
   constexpr double kGain = 1.15;
-  const int64_t tiles = winograd_tiles(s, 4);
-  const double products = 46.0 * static_cast<double>(tiles);
-  return tiles >= kFewTiles && s.group_in_channels() * s.group_out_channels() <= kCachedSums &&
-         kGain * products < 16.0 * static_cast<double>(winograd_tiles(s, 2));
+  const auto products = [&](int64_t tile) {
+    return static_cast<double>(winograd_kernels(isa, tile).coefficients * winograd_tiles(s, tile));
+  };
+  return winograd_tiles(s, 4) >= kFewTiles &&
+         s.group_in_channels() * s.group_out_channels() <= kCachedSums &&
+         kGain * products(4) < products(2);
 }
 
 // Estimates per output row. Vectors along the pixels lose lanes to the width of the map; vectors
@@ -150,7 +153,8 @@ WeightAlgorithm choose_algorithm(const Conv2dGradWeight& call, Isa isa) {
   const int64_t neighbours = s.dilation_width > 1 ? 1 : s.kernel_width;
   const bool few_channels = s.group_in_channels() * neighbours < kFewChannels;
   if (weight_winograd_pays(s))
-    return weight_tiles_of_4_pay(s) ? WeightAlgorithm::kWinograd4x4 : WeightAlgorithm::kWinograd;
+    return weight_tiles_of_4_pay(s, isa) ? WeightAlgorithm::kWinograd4x4
+                                         : WeightAlgorithm::kWinograd;
   // Rows reads single pixels of a strided image, which compete for the same lines of the caches
   // when they have many channels.
   const bool skips_pixels = s.taps() == 1 && s.stride_height * s.stride_width > 1;

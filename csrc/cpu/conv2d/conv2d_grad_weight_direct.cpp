@@ -257,11 +257,7 @@ void grad_weight_direct(const Conv2dPlan& call_plan, const Conv2dGradWeight& cal
       const int64_t first_row = u % strips * plan.strip_rows;
       return WeightUnit{u / strips, first_row, std::min(plan.strip_rows, s.out_height - first_row)};
     };
-    const int64_t end = units * (slot + 1) / plan.slots;
-    for (int64_t u = units * slot / plan.slots; u < end; ++u) {
-      const WeightUnit next = u + 1 < end ? unit(u + 1) : WeightUnit{};
-      work.run(unit(u), u + 1 < end ? &next : nullptr);
-    }
+    run_share(units, slot, plan.slots, unit, &work);
   });
   float* sums = scratch + plan.copy_floats(s) + plan.transposed_floats(s);
   if (vectors == WeightVectors::kPixels) {

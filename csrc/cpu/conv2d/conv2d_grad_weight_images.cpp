@@ -58,14 +58,11 @@ ImagesPlan plan_images(const Conv2dShape& s, Isa isa, int64_t threads) {
   plan.layout = choose_lanes(gemm_kernels(isa).lanes, s.batch, s.out_height);
   plan.strip_rows = std::clamp<int64_t>(kRunPixels / s.out_width, 1, plan.cut_rows(s));
   plan.strip_rows = ceil_div(plan.cut_rows(s), plan.strips(s));
-  const auto uneven = [&] {
-    const int64_t units = plan.layout.blocks() * plan.strips(s);
-    return units < 4 * threads && units % threads != 0;
-  };
+  const auto units = [&] { return plan.layout.blocks() * plan.strips(s); };
   while (plan.strip_rows > 1 &&
-         (plan.input_floats(s) + plan.grad_floats(s) > kCopyFloats || uneven()))
+         (plan.input_floats(s) + plan.grad_floats(s) > kCopyFloats || is_uneven(units(), threads)))
     plan.strip_rows = ceil_div(plan.strip_rows, 2);
-  plan.slots = std::min(threads, plan.layout.blocks() * plan.strips(s));
+  plan.slots = std::min(threads, units());
   return plan;
 }
 

@@ -9,6 +9,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_lanes.h"
+#include "cpu/conv2d/conv2d_prefetch.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -25,13 +26,11 @@ constexpr int64_t kBlockFloats = 8 * 1024;   // results that are transposed at a
 // The part of the input that `grid_rows` grid rows reach.
 struct Window {
   Window(const GatherConv& conv, int64_t grid_rows) {
-    const auto [top, bottom] = std::minmax_element(conv.tap_rows.begin(), conv.tap_rows.end());
-    const auto [left, right] =
-        std::minmax_element(conv.tap_columns.begin(), conv.tap_columns.end());
-    top_row = *top;
-    left_column = *left;
-    rows = (grid_rows - 1) * conv.step_height + *bottom - *top + 1;
-    columns = (conv.grid_width - 1) * conv.step_width + *right - *left + 1;
+    const TapReach high(conv.tap_rows), wide(conv.tap_columns);
+    top_row = high.first;
+    left_column = wide.first;
+    rows = high.span(grid_rows, conv.step_height);
+    columns = wide.span(conv.grid_width, conv.step_width);
   }
   int64_t channel_pixels() const { return rows * columns | 1; }
 
@@ -247,31 +246,18 @@ double image_vectors_fill(const GatherConv& conv, int64_t lanes) {
   return choose_lanes(lanes, conv.batch, conv.grid_height).fill();
 }
 
-double image_vectors_inside(const GatherConv& conv) {
-  int64_t inside = 0;
-  for (int64_t tap_row : conv.tap_rows)
-    for (int64_t i = 0; i < conv.grid_height; ++i) {
-      const int64_t row = i * conv.step_height + tap_row;
-      inside += row >= 0 && row < conv.in_height ? 1 : 0;
-    }
-  return static_cast<double>(inside) /
-         static_cast<double>(conv.grid_height * static_cast<int64_t>(conv.tap_rows.size()));
-}
-
 void plan_image_vectors(const GatherConv& conv, int64_t threads, GatherPlan* plan) {
   const int64_t lanes = gemm_kernels(plan->isa).lanes;
   plan->cuts = choose_lanes(lanes, conv.batch, conv.grid_height).cuts;
   plan->strip_rows = conv.grid_height / plan->cuts;
   const int64_t blocks = lane_layout(*plan, conv).blocks() * conv.groups;
-  const auto uneven = [&] {
-    const int64_t strips = blocks * strips_per_block(*plan, conv);
-    return strips < 4 * threads && strips % threads != 0;
-  };
+  const auto units = [&] { return blocks * strips_per_block(*plan, conv); };
   const int64_t row_results = conv.out_channels * conv.grid_width * lanes;
-  while (plan->strip_rows > 1 && (copy_floats(conv, plan->strip_rows, lanes) > kCopyFloats ||
-                                  plan->strip_rows * row_results > kStripResults || uneven()))
+  while (plan->strip_rows > 1 &&
+         (copy_floats(conv, plan->strip_rows, lanes) > kCopyFloats ||
+          plan->strip_rows * row_results > kStripResults || is_uneven(units(), threads)))
     plan->strip_rows = ceil_div(plan->strip_rows, 2);
-  plan->slots = std::min(threads, blocks * strips_per_block(*plan, conv));
+  plan->slots = std::min(threads, units());
 }
 
 // Per slot: the copied strip, then a block of results.
@@ -293,11 +279,7 @@ void run_image_vectors(const GatherPlan& plan, const GatherConv& conv, const flo
       return Strip{u / strips / conv.groups, u / strips % conv.groups, first_row,
                    std::min(plan.strip_rows, conv.grid_height / plan.cuts - first_row)};
     };
-    const int64_t end = units * (slot + 1) / plan.slots;
-    for (int64_t u = units * slot / plan.slots; u < end; ++u) {
-      const Strip next = u + 1 < end ? strip(u + 1) : Strip{};
-      work.run(strip(u), u + 1 < end ? &next : nullptr);
-    }
+    run_share(units, slot, plan.slots, strip, &work);
   });
 }
 

@@ -8,9 +8,8 @@ namespace fastconv::cpu {
 
 bool image_vectors_applies(const GatherConv& conv);
 
-// Share of the lanes that hold images, and of the kernel rows that lie inside them.
+// Share of the lanes that hold images.
 double image_vectors_fill(const GatherConv& conv, int64_t lanes);
-double image_vectors_inside(const GatherConv& conv);
 
 // Fills in the blocking (cuts, strip_rows, slots) of `plan`.
 void plan_image_vectors(const GatherConv& conv, int64_t threads, GatherPlan* plan);

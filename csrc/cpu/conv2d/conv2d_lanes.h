@@ -44,6 +44,11 @@ inline LaneLayout choose_lanes(int64_t lanes, int64_t batch, int64_t rows) {
   return best;
 }
 
+// True when `threads` threads would not end their `units` pieces of work together.
+inline bool is_uneven(int64_t units, int64_t threads) {
+  return units < 4 * threads && units % threads != 0;
+}
+
 // Neighbouring lanes [lane, lane + count) of a block: one cut of neighbouring images.
 struct LaneRun {
   int64_t lane;

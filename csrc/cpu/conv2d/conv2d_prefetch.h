@@ -81,4 +81,16 @@ class Prefetch {
   int64_t float_ = 0;
 };
 
+// A slot's share of `units` pieces of work, in order: work->run(unit(u), next), where `next` is
+// what to bring near meanwhile, unit(u + 1), or nullptr behind the last one.
+template <typename UnitOf, typename Work>
+void run_share(int64_t units, int64_t slot, int64_t slots, const UnitOf& unit, Work* work) {
+  const int64_t end = units * (slot + 1) / slots;
+  for (int64_t u = units * slot / slots; u < end; ++u) {
+    if (u + 1 == end) return work->run(unit(u), nullptr);
+    const auto next = unit(u + 1);
+    work->run(unit(u), &next);
+  }
+}
+
 }  // namespace fastconv::cpu

@@ -56,9 +56,9 @@ int64_t group_weight_floats(const GatherPlan& plan, const GatherConv& conv) {
 // The input rows that `grid_rows` neighbouring grid rows reach.
 struct InputRows {
   InputRows(const GatherConv& conv, int64_t grid_rows) {
-    const auto [first, last] = std::minmax_element(conv.tap_rows.begin(), conv.tap_rows.end());
-    top = *first;
-    reach = (grid_rows - 1) * conv.step_height + *last - *first + 1;
+    const TapReach taps(conv.tap_rows);
+    top = taps.first;
+    reach = taps.span(grid_rows, conv.step_height);
   }
   int64_t top;    // first input row relative to the first grid row's
   int64_t reach;  // rows from there to the last one

@@ -17,6 +17,7 @@
 
 #include "common/checked.h"
 #include "cpu/conv2d/conv2d_pixels.h"
+#include "cpu/conv2d/conv2d_prefetch.h"
 #include "cpu/conv2d/conv2d_ukernels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/parallel.h"
@@ -31,9 +32,9 @@ constexpr int64_t kManyPixels = 256;           // of which a tile that is not fu
 // The input rows that grid rows reach.
 struct Reach {
   explicit Reach(const GatherConv& conv) {
-    const auto [first, last] = std::minmax_element(conv.tap_rows.begin(), conv.tap_rows.end());
-    top = *first;
-    rows = *last - *first + 1;
+    const TapReach taps(conv.tap_rows);
+    top = taps.first;
+    rows = taps.span(1, conv.step_height);
   }
   // Of `images` images; several lie side by side with all their rows, reached or not.
   int64_t strip_rows(const GatherConv& conv, int64_t images, int64_t grid_rows) const {
@@ -396,11 +397,7 @@ void run_shifted(const GatherPlan& plan, const GatherConv& conv, float* scratch)
                    std::min(plan.block_images, conv.batch - image), first_row,
                    std::min(plan.strip_rows, conv.grid_height - first_row)};
     };
-    const int64_t end = units * (slot + 1) / plan.slots;
-    for (int64_t u = units * slot / plan.slots; u < end; ++u) {
-      const Strip next = u + 1 < end ? strip(u + 1) : Strip{};
-      work.run(strip(u), u + 1 < end ? &next : nullptr);
-    }
+    run_share(units, slot, plan.slots, strip, &work);
   });
 }
 

@@ -25,13 +25,11 @@ constexpr int64_t kSlackFloats = 64;         // the last vector of a strip may r
 // Sizes of the copied strip of `grid_rows` rows.
 struct Strip {
   Strip(const GatherConv& conv, int64_t grid_rows) {
-    const auto [top, bottom] = std::minmax_element(conv.tap_rows.begin(), conv.tap_rows.end());
-    const auto [left, right] =
-        std::minmax_element(conv.tap_columns.begin(), conv.tap_columns.end());
-    top_row = *top;
-    left_column = *left;
-    rows = (grid_rows - 1) * conv.step_height + *bottom - *top + 1;
-    phase_pitch = conv.grid_width + (*right - *left) / conv.step_width;
+    const TapReach high(conv.tap_rows), wide(conv.tap_columns);
+    top_row = high.first;
+    left_column = wide.first;
+    rows = high.span(grid_rows, conv.step_height);
+    phase_pitch = conv.grid_width + (wide.last - wide.first) / conv.step_width;
     row_pitch = phase_pitch * conv.step_width;
     channel_pitch = rows * row_pitch;
   }
@@ -321,11 +319,7 @@ void run_strip(const GatherPlan& plan, const GatherConv& conv, const float* weig
       return StripUnit{u / strips / conv.groups, u / strips % conv.groups, first_row,
                        std::min(plan.strip_rows, conv.grid_height - first_row)};
     };
-    const int64_t end = units * (slot + 1) / plan.slots;
-    for (int64_t u = units * slot / plan.slots; u < end; ++u) {
-      const StripUnit next = u + 1 < end ? unit(u + 1) : StripUnit{};
-      work.run(unit(u), u + 1 < end ? &next : nullptr);
-    }
+    run_share(units, slot, plan.slots, unit, &work);
   });
 }
 
